@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+PORT ?= 7860
+BIN := .venv/bin
+
+.PHONY: help demo space test lint types clean
+
+help:
+	@echo "make demo    install, prepare phantoms, train, evaluate, serve on http://localhost:$(PORT)"
+	@echo "             (HEADLESS=1 make demo stops before serving)"
+	@echo "make space   serve the bundled model on http://localhost:$(PORT)"
+	@echo "make test    install the test extras; lint, types and the whole suite"
+
+.venv/requirements: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/requirements-test: .venv/requirements requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+demo: .venv/requirements
+	$(BIN)/python jobs/prepare.py --source phantom --data_dir data
+	$(BIN)/python jobs/train.py --config configs/demo.py --workdir runs/demo
+	$(BIN)/python jobs/evaluate.py --checkpoint runs/demo --split test --data_dir data --out runs/demo/report
+ifndef HEADLESS
+	$(BIN)/python space/app.py --checkpoint runs/demo --port $(PORT)
+endif
+
+space: .venv/requirements
+	$(BIN)/python space/app.py --checkpoint space/checkpoint --port $(PORT)
+
+lint: .venv/requirements-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/requirements-test
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

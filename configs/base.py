@@ -1,0 +1,64 @@
+"""Every field and every default. A config file starts from this and changes a few lines."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the CNN on the real images at 112 px."""
+    config = ConfigDict()
+    config.seed = 0
+    config.epochs = 60
+    config.global_batch_size = 64  # films a step, over all devices of all hosts
+    config.dtype = "float32"  # of the activations: float32 | bfloat16 (GPUs; never faster on a CPU)
+    # BatchNorm over the global batch: auto (where a device's share is below 32) | true | false
+    config.sync_batch_norm = "auto"
+
+    config.data = ConfigDict()
+    config.data.dir = "data"  # where `python jobs/prepare.py --data_dir` wrote
+    config.data.dataset = "chest_xray"  # chest_xray | phantom
+    config.data.image_size = 112  # px, of the network's input
+    config.data.mean = 0.48  # of the training films' pixels in [0, 1]
+    config.data.std = 0.24
+    config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class)
+
+    config.model = ConfigDict()
+    config.model.architecture = "cnn"  # a key of model.registry.ARCHITECTURES
+    config.model.options = ConfigDict()  # the architecture's own attributes
+    config.model.options.dropout = 0.2
+
+    config.augment = ConfigDict()
+    config.augment.crop_area_min = 0.2  # smallest part of the film's area that a crop keeps; 1: no crops
+    config.augment.crop_log_aspect = 0.5  # bound on the log of the crop's aspect
+    config.augment.rotation_degrees = 12.0
+    config.augment.log_zoom = 0.1  # bound on the log of the zoom
+    config.augment.shift = 0.05  # bound, in halves of the film's side
+    config.augment.flip_probability = 0.0  # a mirrored heart is rare: 0.5 only where it is known to help
+    config.augment.log_gamma = 0.4
+    config.augment.log_contrast = 0.3
+    config.augment.brightness = 0.1  # bound, of pixels in [0, 1]
+    config.augment.blur = 1.0  # largest 3-tap blur: 1 is (1/4, 1/2, 1/4)
+    config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
+    config.augment.erase_probability = 0.25  # of each corner
+    config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's
+    config.mixup_alpha = 0.2  # 0: off
+    config.label_smoothing = 0.05
+    config.head_l2 = 0.0  # on the kernels of the head, in the loss
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | sgd
+    config.optimizer.learning_rate = 2e-3  # at the peak
+    config.optimizer.schedule = "cosine"  # cosine | constant, both after the warm-up
+    config.optimizer.warmup_epochs = 3.0
+    config.optimizer.momentum = 0.9  # of sgd
+    config.optimizer.weight_decay = 0.05  # never on BatchNorm or biases
+    config.optimizer.clip_norm = 1.0  # of the global gradient; 0: off
+    config.optimizer.plateau_factor = 1.0  # multiplies the rate when the selection metric stalls; 1: off
+    config.optimizer.plateau_patience = 5  # epochs
+    config.ema_decay = 0.998  # of the parameters that are evaluated and served; 0: the raw ones
+
+    config.select = ConfigDict()
+    config.select.metric = "val_loss"  # any figure of log.jsonl: the best checkpoint, the plateau, the early stop
+    config.select.mode = "min"  # min | max
+    config.early_stopping_epochs = 0  # without a new best; 0: off
+    config.max_skipped_steps = 20  # in a row whose loss or gradient is not finite; then training stops
+    return config

@@ -1,0 +1,26 @@
+"""A small CNN on the phantom set: what `make demo` trains, in minutes on two cores.
+
+python jobs/prepare.py --source phantom --data_dir data
+python jobs/train.py --config configs/demo.py --workdir runs/demo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """A narrow CNN at 96 px with mild augmentation; the global batch divides over up to 8 devices."""
+    config = base.get_config()
+    config.epochs = 12
+    config.global_batch_size = 32
+    config.data.dataset = "phantom"
+    config.data.image_size = 96
+    config.data.balance = "none"
+    config.model.options = ConfigDict({"widths": (16, 32, 64, 96), "blocks": (1, 1, 1, 1), "dropout": 0.1})
+    config.augment.crop_area_min = 0.6
+    config.augment.crop_log_aspect = 0.2
+    config.augment.erase_probability = 0.0
+    config.optimizer.warmup_epochs = 1.0
+    config.ema_decay = 0.98
+    return config

@@ -1,0 +1,41 @@
+"""The commands a person types. What they share, how a job starts and how it fails, is here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+
+class JobError(Exception):
+    """Something the user can mend; the message names the value, the bound and the cure."""
+
+
+def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = JobError) -> None:
+    """Runs a job: flags, then `main` with the words that are no flags.
+
+    Exit codes: 0 done (and --help), 2 a flag that cannot be used, 1 any error that `main` raises. JobError and
+    `mendable` errors are printed as one line, without a traceback.
+    """
+    script = sys.modules["__main__"].__doc__ or ""
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-h", "-help"} & set(argv[1:]):
+            print(script.strip(), "\n\nFlags:\n", flags.FLAGS.main_module_help().strip(), sep="")
+            sys.exit(0)
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            print(f"error: {error}\nsee --help", file=sys.stderr)
+            sys.exit(2)
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            sys.exit(main(argv[1:]))
+        except (JobError, mendable) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded, flags_parser=parse)

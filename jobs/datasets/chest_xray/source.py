@@ -1,0 +1,275 @@
+"""A folder or zip of chest X-rays -> films with split, label and patient, and what had to be set aside.
+
+Read are the Kaggle layout (train|val|test / NORMAL|PNEUMONIA, bacteria or virus in the file name), the archive's own
+(the same without val) and three folders (bacteria|bacterial, normal, viral|virus), with or without splits above them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from jobs import JobError
+from jobs.datasets.films import Film, counts, png
+from jobs.datasets.splits import hold_out, patient_groups
+from model.labels import BACTERIAL, CLASSES, NORMAL, VIRAL
+from model.preprocess import ImageRefused, decode, resize
+
+VALIDATION_FRACTION = 0.12  # of the patients of each class
+SPLIT_SALT = "pneumoscope"  # changing it moves every patient
+
+POOL = "train+val"
+_SPLIT_FOLDERS = {"train": POOL, "val": POOL, "valid": POOL, "validation": POOL, "test": "test"}
+_CLASS_FOLDERS = {
+    "bacteria": BACTERIAL,
+    "bacterial": BACTERIAL,
+    "normal": NORMAL,
+    "viral": VIRAL,
+    "virus": VIRAL,
+}
+_PNEUMONIA = "pneumonia"
+_KIND = re.compile(r"(bacteria|virus|viral|normal)", re.IGNORECASE)
+# One patient, several films. The numbers of the bacterial and the viral series are independent of each other.
+_PATIENT = re.compile(
+    r"^(?P<person>person\d+_(?:bacteria|virus))_\d+"
+    r"|^(?P<normal>(?:NORMAL2-)?IM-\d+)(?:-\d+)*"
+    r"|^(?P<coded>(?:BACTERIA|VIRUS|NORMAL)-\d+)-\d+",
+    re.IGNORECASE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SetAside:
+    """A file that is in no split, and why."""
+
+    file: str
+    split: str
+    reason: str  # unreadable | unlabelled | duplicate | conflicting
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """A source, sorted."""
+
+    splits: dict[str, list[Film]]
+    quarantine: list[SetAside]
+    unknown_patients: int  # films whose name names no patient: each counts as a patient of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    path: str  # within the source
+    data: bytes
+
+
+def files(source: Path) -> tuple[int, Iterator[_File]]:
+    """How many files a folder or zip holds, and each of them, in order of path.
+
+    Raises:
+      JobError: the source is neither.
+    """
+    if source.is_dir():
+        paths = sorted(path for path in source.rglob("*") if path.is_file())
+        return len(paths), (_File(path.relative_to(source).as_posix(), _read(path)) for path in paths)
+    if source.is_file() and zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        return len(names), _members(source, names)
+    raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # is then set aside as unreadable, like any other damaged file
+
+
+def _members(source: Path, names: Iterable[str]) -> Iterator[_File]:
+    with zipfile.ZipFile(source) as archive:
+        for name in names:
+            try:
+                data = archive.read(name)
+            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
+                data = b""
+            yield _File(name, data)
+
+
+def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Sorted:
+    """Reads every file of a source and gives each a place.
+
+    Args:
+      source: a folder or a zip file.
+      advance: called with (files done, files in all).
+
+    Returns:
+      The splits `train`, `validation` and `test` (those with films), stable under re-running.
+
+    Raises:
+      JobError: no images, an empty class, or train and test sharing a patient or a file's content.
+    """
+    total, stream = files(source)
+    pools: dict[str, list[Film]] = defaultdict(list)
+    quarantine: list[SetAside] = []
+    unknown_patients = 0
+    with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
+        for done, (file, outcome) in enumerate(_pipelined(threads, stream), start=1):
+            advance(done, total)
+            split = _split(file.path)
+            if isinstance(outcome, SetAside):
+                quarantine.append(outcome)
+                continue
+            film, known = outcome
+            pools[split].append(film)
+            unknown_patients += not known
+    quarantine += _conflicts(pools)
+    quarantine += _duplicates(pools)
+    _check(source, pools, quarantine)
+    splits = {"test": pools["test"]} if pools["test"] else {}
+    if pools[POOL]:
+        splits["train"], splits["validation"] = hold_out(pools[POOL], VALIDATION_FRACTION, SPLIT_SALT)
+    return Sorted({name: _unique_names(films) for name, films in splits.items()}, quarantine, unknown_patients)
+
+
+def _pipelined(
+    threads: ThreadPoolExecutor, stream: Iterator[_File]
+) -> Iterator[tuple[_File, tuple[Film, bool] | SetAside]]:
+    """Decodes a few files ahead, in order, so that memory holds a few sources and not all."""
+    waiting = []
+    for file in stream:
+        waiting.append((file, threads.submit(_film, file)))
+        if len(waiting) >= 64:
+            first, future = waiting.pop(0)
+            yield first, future.result()
+    for file, future in waiting:
+        yield file, future.result()
+
+
+def _split(path: str) -> str:
+    """The test split or the pool; the split folder nearest the file decides."""
+    for part in reversed(PurePosixPath(path).parts[:-1]):
+        if part.lower() in _SPLIT_FOLDERS:
+            return _SPLIT_FOLDERS[part.lower()]
+    return POOL
+
+
+def _film(file: _File) -> tuple[Film, bool] | SetAside:
+    """One file -> the film and whether its name names a patient, or why it is set aside."""
+
+    def aside(reason: str, detail: str) -> SetAside:
+        return SetAside(file.path, _split(file.path), reason, detail)
+
+    path = PurePosixPath(file.path)
+    if path.name.startswith(".") or "__MACOSX" in path.parts:
+        return aside("unreadable", "a system file, not an image")
+    folder = path.parts[-2].lower() if len(path.parts) > 1 else ""
+    kinds = {_kind(match) for match in _KIND.findall(path.stem)}
+    if len(kinds) > 1:
+        return aside("conflicting", f"the name says {' and '.join(CLASSES[kind] for kind in sorted(kinds))}")
+    named = kinds.pop() if kinds else None
+    if folder == _PNEUMONIA:
+        if named is None:
+            return aside("unlabelled", "in a pneumonia folder, but the name says neither bacteria nor virus")
+        if named == NORMAL:
+            return aside("conflicting", "in a pneumonia folder, but the name says normal")
+        label = named
+    elif folder in _CLASS_FOLDERS:
+        label = _CLASS_FOLDERS[folder]
+        if named is not None and named != label:
+            return aside("conflicting", f"in the folder {folder!r}, but the name says {CLASSES[named]}")
+    else:
+        return aside("unlabelled", f"the folder {folder!r} is no class: {', '.join(_CLASS_FOLDERS)}, pneumonia")
+    try:
+        decoded = decode(file.data)
+    except ImageRefused as refusal:
+        return aside("unreadable", str(refusal))
+    match = _PATIENT.match(path.name)
+    patient = match[match.lastgroup] if match and match.lastgroup else f"{CLASSES[label]}/{path.stem}"
+    height, width = decoded.pixels.shape
+    digest = hashlib.sha256(file.data).hexdigest()
+    film = Film(file.path, patient, label, png(resize(decoded.pixels)), digest, width, height, decoded.mode)
+    return film, match is not None
+
+
+def _kind(word: str) -> int:
+    return _CLASS_FOLDERS[word.lower()]
+
+
+def _conflicts(pools: dict[str, list[Film]]) -> list[SetAside]:
+    """Sets aside byte-identical files with different labels."""
+    labels = defaultdict(set)
+    for film in (film for films in pools.values() for film in films):
+        labels[film.sha256].add(film.label)
+    aside = []
+    for pool, films in pools.items():
+        clash = [film for film in films if len(labels[film.sha256]) > 1]
+        aside += [
+            SetAside(film.name, pool, "conflicting", "the same bytes stand elsewhere under another class")
+            for film in clash
+        ]
+        pools[pool] = [film for film in films if len(labels[film.sha256]) == 1]
+    return aside
+
+
+def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
+    """Sets aside second copies: in the pool any, in the test split only the same file name twice.
+
+    The official test split is left as published. Copies of a pooled film hand their patients to the first, so that
+    patients who share a file stay on one side of the split.
+    """
+    aside = []
+    for pool, films in pools.items():
+        merged = {film.patient: key for key, group in patient_groups(films).items() for film in group}
+        first: dict[tuple[str, ...], str] = {}
+        kept = []
+        for film in films:
+            name = PurePosixPath(film.name).name
+            key = (film.sha256, name) if pool == "test" else (film.sha256,)
+            if key in first:
+                aside.append(SetAside(film.name, pool, "duplicate", f"the same bytes as {first[key]}"))
+            else:
+                first[key] = film.name
+                patient = film.patient if pool == "test" else merged[film.patient]
+                kept.append(dataclasses.replace(film, patient=patient))
+        pools[pool] = kept
+    return aside
+
+
+def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside]) -> None:
+    """Raises JobError where the films cannot make a dataset."""
+    if not any(pools.values()):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(q.reason for q in quarantine).items())
+        raise JobError(
+            f"no usable image in {source} ({reasons or 'it holds no files'}); "
+            "the layouts that are read: train|test / NORMAL|PNEUMONIA, or bacterial, normal, viral folders"
+        )
+    for pool, films in pools.items():
+        empty = [CLASSES[label] for label in range(len(CLASSES)) if films and not counts(films)[label]]
+        if empty:
+            where = "test" if pool == "test" else "train and val"
+            raise JobError(f"no {' and no '.join(empty)} image in {where} of {source}; every class needs some")
+    for what, of in (("patient", lambda film: film.patient), ("content", lambda film: film.sha256)):
+        test = {of(film): film.name for film in pools["test"]}
+        shared = [(film.name, test[of(film)]) for film in pools[POOL] if of(film) in test]
+        if shared:
+            examples = "; ".join(f"{one} and {other}" for one, other in shared[:3])
+            raise JobError(
+                f"train and test share a {what} in {len(shared)} files of {source} ({examples}); "
+                "remove them from one side: results on such a test would be worth nothing"
+            )
+
+
+def _unique_names(films: list[Film]) -> list[Film]:
+    """File names alone where they are unique, paths within the source where they are not."""
+    times = Counter(PurePosixPath(film.name).name for film in films)
+    return [
+        dataclasses.replace(film, name=name) if times[name := PurePosixPath(film.name).name] == 1 else film
+        for film in films
+    ]

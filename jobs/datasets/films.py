@@ -1,0 +1,205 @@
+"""A prepared dataset: TFDS ArrayRecord files, written and read without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jobs import JobError
+from model.labels import CLASSES
+from model.preprocess import STORAGE_SIZE
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """One example: the stored square and what is known of its source."""
+
+    name: str  # of the source file, unique within a split
+    patient: str
+    label: int  # index into CLASSES
+    png: bytes  # grayscale, at the storage size
+    sha256: str  # of the source's bytes
+    width: int  # of the source, px
+    height: int
+    mode: str  # of the source, as Pillow calls it
+    mask: bytes | None = None  # PNG of where the lesion is; phantoms alone know
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """(H, W) uint8 -> a grayscale PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    """The inverse of `png`."""
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def fingerprint(splits: Mapping[str, Iterable[Film]]) -> str:
+    """sha256 over which film stands in which split under which label: the same data, the same string."""
+    lines = sorted(
+        f"{split} {film.name} {film.label} {film.sha256}" for split, films in splits.items() for film in films
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes films that are already split; each dataset's builder adds what it is and whose."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    DESCRIPTION = ""
+    HOMEPAGE = ""
+    CITATION = ""
+    LICENSE = ""
+    HAS_MASK = False
+
+    def __init__(self, *, data_dir: Path, films: Mapping[str, list[Film]], facts: Mapping[str, Any]):
+        self._films = films
+        self._facts = dict(facts)
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # Encoded bytes go in, so that no TensorFlow is asked to encode them.
+        picture = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features: dict[str, Any] = {
+            "image": picture,
+            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+            "patient": tfds.features.Text(),
+            "name": tfds.features.Text(),
+            "sha256": tfds.features.Text(),
+            "width": tfds.features.Scalar(np.int32),
+            "height": tfds.features.Scalar(np.int32),
+            "mode": tfds.features.Text(),
+        }
+        if self.HAS_MASK:
+            features["mask"] = picture
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            homepage=self.HOMEPAGE,
+            citation=self.CITATION,
+            license=self.LICENSE,
+            metadata=tfds.core.MetadataDict(self._facts),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager
+        return {split: self._generate_examples(films) for split, films in self._films.items()}
+
+    def _generate_examples(self, films: list[Film]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for film in films:
+            example = {key: value for key, value in dataclasses.asdict(film).items() if value is not None}
+            example["image"] = example.pop("png")
+            yield film.name, example
+
+
+def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir: Path, source: str) -> Path:
+    """Writes a dataset beside any older one, then puts it in the older one's place.
+
+    Returns:
+      The folder of the dataset.
+    """
+    filled = {split: films for split, films in splits.items() if films}
+    facts = {
+        "fingerprint": fingerprint(filled),
+        "storage_size": STORAGE_SIZE,
+        "source": source,
+        "license": builder.LICENSE,
+        "citation": builder.CITATION,
+    }
+    data_dir.mkdir(parents=True, exist_ok=True)
+    tfds.disable_progress_bar()  # it draws one bar a shard
+    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as scratch:
+        writer = builder(data_dir=Path(scratch), films=filled, facts=facts)
+        writer.download_and_prepare()
+        written = Path(writer.data_dir)
+        target = data_dir / written.relative_to(scratch)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            target.rename(Path(scratch) / "replaced")
+        shutil.move(written, target)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A decoded split."""
+
+    images: np.ndarray  # (N, S, S) uint8
+    labels: np.ndarray  # (N,) int32
+    names: list[str]
+    patients: list[str]
+    masks: np.ndarray | None  # (N, S, S) bool, where the dataset knows the lesions
+    facts: dict[str, Any]  # name, fingerprint, storage_size, source, license, citation
+
+
+def read(data_dir: Path, dataset: str, split: str) -> Split:
+    """Reads and decodes a prepared split.
+
+    Raises:
+      JobError: not prepared there, or without that split; the message gives the command.
+    """
+    folder = Path(data_dir) / dataset / str(FilmBuilder.VERSION)
+    source = "phantom" if dataset == "phantom" else "SRC"
+    prepare = f"python jobs/prepare.py --source {source} --data_dir {data_dir}"
+    if not (folder / "dataset_info.json").exists():
+        raise JobError(f"no prepared {dataset} data in {data_dir}; prepare it: {prepare}")
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        present = ", ".join(builder.info.splits)
+        raise JobError(
+            f"{dataset} in {data_dir} has no {split!r} split (it has: {present}); "
+            f"a source with a {split} folder gives one: {prepare}"
+        )
+    has_mask = "mask" in builder.info.features
+    pictures = ("image", "mask") if has_mask else ("image",)
+    # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
+    examples = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
+    size = builder.info.metadata["storage_size"]
+    count = len(examples)
+    images = np.empty((count, size, size), np.uint8)
+    masks = np.empty((count, size, size), bool) if has_mask else None
+    labels, names, patients = np.empty(count, np.int32), [], []
+    for index, example in enumerate(examples):
+        images[index] = _pixels(example["image"])
+        labels[index] = example["label"]
+        names.append(example["name"].decode())
+        patients.append(example["patient"].decode())
+        if masks is not None:
+            masks[index] = _pixels(example["mask"]) > 0
+    facts = {"name": dataset, **builder.info.metadata}
+    return Split(images, labels, names, patients, masks, facts)
+
+
+def table(splits: Mapping[str, list[Film]]) -> list[tuple[str, ...]]:
+    """Rows of class x split: images (patients); a split that is absent says so."""
+    rows = []
+    for label, name in enumerate((*CLASSES, "all")):
+        row = [name]
+        for split in SPLITS:
+            films = [film for film in splits.get(split, []) if name == "all" or film.label == label]
+            patients = len({film.patient for film in films})
+            row.append(f"{len(films)} ({patients})" if splits.get(split) else "absent")
+        rows.append(tuple(row))
+    return rows
+
+
+def counts(films: Iterable[Film]) -> Counter[int]:
+    """Films of each label."""
+    return Counter(film.label for film in films)

@@ -1,0 +1,45 @@
+"""Measures a checkpoint on a prepared split: figures, every prediction, and plots.
+
+    python jobs/evaluate.py --checkpoint runs/cnn --split validation --out runs/cnn/report
+
+Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities) and the plots
+confusion_matrix, roc, precision_recall, reliability, class_distribution and heatmaps as PNG. On phantoms, which know
+where their lesions are, the share of heat maps that peak inside the lesion is reported too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from jobs import run
+from jobs.datasets import films
+from jobs.evaluation import metrics, report
+from model import gradcam
+from model.checkpoint import CheckpointError
+from model.predictor import Predictor
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "validation", list(films.SPLITS), "Which split to measure.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
+_OUT = flags.DEFINE_string("out", None, "The folder for figures and plots.", required=True)
+_METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the heat maps.")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    predictor = Predictor.open(Path(_CHECKPOINT.value))
+    split = films.read(Path(_DATA_DIR.value), predictor.meta["dataset"]["name"], _SPLIT.value)
+    measured, written = report.write(predictor, split, _SPLIT.value, _METHOD.value, Path(_OUT.value))
+    print(f"{_CHECKPOINT.value}, step {predictor.step}, on {split.facts['name']} {_SPLIT.value}")
+    print(metrics.table(measured))
+    if "pointing_game" in measured:
+        for name, share in measured["pointing_game"].items():
+            if share is not None:
+                print(f"{_METHOD.value} peaks inside the {name} lesion in {100 * share:.1f} % of its films")
+    print("\n".join(f"  {path}" for path in written))
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError)

@@ -1,0 +1,74 @@
+"""Reads films and writes a table of answers.
+
+    python jobs/predict.py --checkpoint space/checkpoint --out predictions.csv film.png more_films/
+
+Folders are walked, and every file in them is a row: file, decision, normal, bacterial, viral, reason. A file that
+cannot be read is a row with the decision `refused` and the reason. The exit code is 0 if any file was read.
+For education and research, never for diagnosis.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+from rich.progress import track
+
+from jobs import JobError, run
+from model.checkpoint import CheckpointError
+from model.labels import CLASSES
+from model.predictor import REFUSED, Prediction, Predictor
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "space/checkpoint", "A run directory or a bundle.")
+_OUT = flags.DEFINE_string("out", "predictions.csv", "The table to write.")
+
+COLUMNS = ("file", "decision", *CLASSES, "reason")
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments:
+        raise JobError("no file or folder given; python jobs/predict.py --out predictions.csv FILES_OR_FOLDERS")
+    decisions = predict(Path(_CHECKPOINT.value), [Path(argument) for argument in arguments], Path(_OUT.value))
+    print(f"{_OUT.value}: " + (", ".join(f"{n} {d}" for d, n in decisions.most_common()) or "no files"))
+    return 0 if decisions.total() > decisions[REFUSED] else 1
+
+
+def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
+    """Writes a row for every file; returns how often each decision was made."""
+    predictor = Predictor.open(directory)
+    files = [file for source in sources for file in walk(source)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    decisions: Counter[str] = Counter()
+    with out.open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(COLUMNS)
+        for file in track(files, "reading films", transient=True):
+            answer = _answer(predictor, file)
+            decisions[answer.decision] += 1
+            numbers = ("",) * len(CLASSES) if answer.probabilities is None else answer.probabilities
+            cells = (f"{number:.7f}" if number != "" else "" for number in numbers)
+            writer.writerow((file, answer.decision, *cells, answer.reason))
+    return decisions
+
+
+def walk(source: Path) -> Iterator[Path]:
+    """The file itself, or every file below a folder, in order of path."""
+    if source.is_dir():
+        yield from sorted(path for path in source.rglob("*") if not path.is_dir())
+    else:
+        yield source
+
+
+def _answer(predictor: Predictor, file: Path) -> Prediction:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        return Prediction(REFUSED, reason=f"the file cannot be opened ({error.strerror})")
+    return predictor.predict_file(data)
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError)

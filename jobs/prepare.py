@@ -1,0 +1,105 @@
+"""Prepares a dataset for training: reads a source, splits it by patient, writes it as TFDS ArrayRecord files.
+
+    python jobs/prepare.py --source download --data_dir data       the published archive (1.2 GB, CC BY 4.0)
+    python jobs/prepare.py --source chest_xray.zip --data_dir data a folder or zip in the Kaggle layout, or with
+                                                                   bacterial, normal and viral folders
+    python jobs/prepare.py --source phantom --data_dir data        synthetic films, in seconds, to try things out
+
+The official test folder is left as it is; everything else is pooled, byte-identical files are merged, and about 12 %
+of the patients of each class are held out for validation. Files that cannot be used are listed, with the reason, in
+DATA_DIR/quarantine.csv. Running it again gives the same splits.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jobs import run
+from jobs.datasets import films
+from jobs.datasets.chest_xray.builder import ChestXray
+from jobs.datasets.chest_xray.download import download
+from jobs.datasets.chest_xray.source import SetAside, Sorted, sort
+from jobs.datasets.phantom import builder as phantom
+from jobs.datasets.splits import hold_out
+
+_SOURCE = flags.DEFINE_string(
+    "source", None, "'download', 'phantom', or the path of a folder or zip of chest X-rays.", required=True
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the prepared dataset goes.")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    prepare(_SOURCE.value, Path(_DATA_DIR.value), Console())
+
+
+def prepare(source: str, data_dir: Path, console: Console) -> Path:
+    """Prepares `source` into `data_dir` and prints what went where; returns the dataset's folder."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(), console=console, transient=True,
+    ) as bar:  # fmt: skip
+
+        def progress(description: str):
+            task = bar.add_task(description, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total or None)
+
+        if source == "phantom":
+            builder: type[films.FilmBuilder] = phantom.Phantom
+            sorted_films = _phantoms(progress("drawing"))
+        else:
+            builder = ChestXray
+            path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
+            sorted_films = sort(path, progress("reading"))
+    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name)
+    quarantine = data_dir / "quarantine.csv"
+    _write_quarantine(quarantine, sorted_films.quarantine)
+    _report(sorted_films, folder, quarantine, console)
+    return folder
+
+
+def _phantoms(advance) -> Sorted:
+    drawn = []
+    for film in phantom.films():
+        drawn.append(film)
+        advance(len(drawn), phantom.drawing.COUNT)
+    rest, test = hold_out(drawn, 0.2, "phantom test")
+    train, validation = hold_out(rest, 0.15, "phantom validation")
+    return Sorted({"train": train, "validation": validation, "test": test}, [], 0)
+
+
+def _write_quarantine(path: Path, quarantine: list[SetAside]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "split", "reason", "detail"))
+        writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)
+
+
+def _report(sorted_films: Sorted, folder: Path, quarantine: Path, console: Console) -> None:
+    table = Table("class", *films.SPLITS, title=f"{folder.parent.name}: images (patients)")
+    for row in films.table(sorted_films.splits):
+        table.add_row(*row)
+    console.print(table)
+    absent = [split for split in films.SPLITS if split not in sorted_films.splits]
+    if absent:
+        console.print(f"The source has no {' and no '.join(absent)} split; what needs one will say so.")
+    if sorted_films.unknown_patients:
+        console.print(
+            f"{sorted_films.unknown_patients} files name no patient; each counts as a patient of its own, so films "
+            "of one child may stand on both sides of the split."
+        )
+    aside = Counter(entry.reason for entry in sorted_films.quarantine)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
+    console.print(f"Set aside: {reasons} (see {quarantine})", soft_wrap=True)
+    console.print(f"Written to {folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run(main)

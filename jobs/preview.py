@@ -1,0 +1,71 @@
+"""Writes a contact sheet of what the network sees while it trains.
+
+    python jobs/preview.py --config configs/cnn.py --out preview.png
+
+One row a film: the film as it is evaluated, then as seven training steps would see it, mixup aside.
+Set the fields of config.augment on the command line and look again: --config.augment.rotation_degrees=30.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image, ImageDraw
+
+from jobs import run
+from jobs.datasets import films
+from jobs.training.augment import augment
+from model.labels import CLASSES
+from model.preprocess import to_input
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
+_OUT = flags.DEFINE_string("out", "preview.png", "The PNG to write.")
+flags.mark_flag_as_required("config")
+
+ROWS_PER_CLASS, VIEWS = 3, 7
+GAP_PX, TITLE_PX = 4, 16
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    out = Path(_OUT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(_CONFIG.value).save(out)
+    print(out)
+
+
+def sheet(config: ConfigDict) -> Image.Image:
+    """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
+    split = films.read(Path(config.data.dir), config.data.dataset, "train")
+    size, mean, std = config.data.image_size, config.data.mean, config.data.std
+    rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
+    chosen = np.concatenate(rows)
+    images = jnp.asarray(split.images[chosen])
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(config.seed), index))(
+        np.arange(len(chosen) * VIEWS)
+    )
+    views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, mean, std, config.augment.to_dict())
+    plain = to_input(images, size, mean, std)
+    tiles = np.concatenate([plain[:, None], views.reshape(len(chosen), VIEWS, *views.shape[1:])], axis=1)[..., 0]
+    pixels = np.clip((tiles * std + mean) * 255, 0, 255).astype(np.uint8)  # (rows, columns, size, size)
+
+    step = size + GAP_PX
+    page = Image.new("L", ((VIEWS + 1) * step + GAP_PX, TITLE_PX + len(chosen) * (step + TITLE_PX)), 32)
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP_PX, 2), f"left: as evaluated; then {VIEWS} training views at {size} px", fill=255)
+    for row, index in enumerate(chosen):
+        top = TITLE_PX + row * (step + TITLE_PX)
+        draw.text((GAP_PX, top + 1), f"{CLASSES[split.labels[index]]}: {split.names[index]}", fill=200)
+        for column in range(VIEWS + 1):
+            tile = Image.fromarray(pixels[row, column])
+            page.paste(tile, (GAP_PX + column * step, top + TITLE_PX))
+    return page
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Augmentation inside the compiled step: one composed affine, one bilinear gather, then intensity.
+
+Every function takes one example and is vmapped; an example's key decides everything about it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from model.preprocess import sample, standardise
+
+
+def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
+    """Random output -> source map, (2, 3), in coordinates where the image spans [-1, 1] x [-1, 1], (y, x)."""
+    k = jax.random.split(key, 7)
+
+    def uniform(index: int, bound: float) -> jax.Array:
+        return jax.random.uniform(k[index], (), minval=-bound, maxval=bound)
+
+    # Random resized crop (Szegedy et al. 2015, section 6): an area, an aspect, a place inside the image.
+    area = jax.random.uniform(k[0], (), minval=strength["crop_area_min"], maxval=1.0)
+    aspect = jnp.exp(uniform(1, strength["crop_log_aspect"]))
+    height = jnp.minimum(jnp.sqrt(area / aspect), 1.0)
+    width = jnp.minimum(jnp.sqrt(area * aspect), 1.0)
+    place = jax.random.uniform(k[2], (2,), minval=-1.0, maxval=1.0)
+    centre = place * (1 - jnp.stack([height, width])) + jax.random.uniform(
+        k[3], (2,), minval=-strength["shift"], maxval=strength["shift"]
+    )
+    zoom = jnp.exp(uniform(4, strength["log_zoom"]))
+    angle = uniform(5, math.radians(strength["rotation_degrees"]))
+    flip = jnp.where(jax.random.bernoulli(k[6], strength["flip_probability"]), -1.0, 1.0)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rotation = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
+    scale = jnp.stack([height * zoom, width * zoom * flip])
+    return jnp.concatenate([rotation * scale[None, :], centre[:, None]], axis=1)
+
+
+def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
+    """Gamma, contrast, brightness, blur, noise on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
+    k = jax.random.split(key, 6)
+
+    def uniform(index: int, bound: float) -> jax.Array:
+        return jax.random.uniform(k[index], (), minval=-bound, maxval=bound)
+
+    if strength["log_gamma"]:
+        image = jnp.maximum(image, 1e-4) ** jnp.exp(uniform(0, strength["log_gamma"]))
+    mean = image.mean()
+    image = (image - mean) * jnp.exp(uniform(1, strength["log_contrast"])) + mean
+    image = image + uniform(2, strength["brightness"])
+    if strength["blur"]:  # (w, 1 - 2w, w) along each axis; w = 1/4 is the binomial filter
+        weight = jax.random.uniform(k[3], ()) * strength["blur"] / 4
+        for axis in (0, 1):
+            padded = jnp.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+            before, after = (
+                jax.lax.slice_in_dim(padded, start, start + image.shape[axis], axis=axis) for start in (0, 2)
+            )
+            image = image * (1 - 2 * weight) + (before + after) * weight
+    if strength["noise"]:
+        deviation = jax.random.uniform(k[4], ()) * strength["noise"]
+        image = image + deviation * jax.random.normal(k[5], image.shape)
+    return jnp.clip(image, 0, 1)
+
+
+def _erase_corners(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
+    """Each corner, by chance, is painted over with the film's mean: markers and collimation live there."""
+    size = image.shape[0]
+    k = jax.random.split(key, 2)
+    chosen = jax.random.bernoulli(k[0], strength["erase_probability"], (4,))
+    sides = jax.random.uniform(k[1], (4, 2), maxval=strength["erase_side"]) * size
+    y, x = jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij")
+    distances = ((y, x), (y, size - 1 - x), (size - 1 - y, x), (size - 1 - y, size - 1 - x))
+    erased = jnp.zeros(image.shape, bool)
+    for chance, (height, width), (down, across) in zip(chosen, sides, distances, strict=True):
+        erased |= chance & (down < height) & (across < width)
+    return jnp.where(erased, image.mean(), image)
+
+
+def augment(
+    keys: jax.Array, images: jax.Array, size: int, mean: float, std: float, strength: Mapping[str, float]
+) -> jax.Array:
+    """What the network sees of stored films while it trains.
+
+    Args:
+      keys: (N,) keys, one an example.
+      images: (N, H, W) uint8.
+      size: side of the result, px.
+      mean: subtracted after scaling to [0, 1].
+      std: divided by after that.
+      strength: the fields of `config.augment`; with all of them off this is the evaluation transform.
+
+    Returns:
+      (N, size, size, 1) float32, standardised.
+    """
+
+    def one(key: jax.Array, image: jax.Array) -> jax.Array:
+        place, tone, corners = jax.random.split(key, 3)
+        pixels = sample(image, _affine(place, strength), size) / 255
+        pixels = _intensity(tone, pixels, strength)
+        if strength["erase_probability"]:
+            pixels = _erase_corners(corners, pixels, strength)
+        return standardise(pixels, mean, std)
+
+    return jax.vmap(one)(keys, images)

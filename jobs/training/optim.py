@@ -1,0 +1,99 @@
+"""Optimizers and learning rates, from optax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+PLATEAU = "plateau_scale"
+
+
+def decayed(params: Any) -> Any:
+    """A mask of the parameters that weight decay pulls on: kernels, never biases or BatchNorm."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def schedule(
+    kind: str, learning_rate: float, warmup_steps: int, total_steps: int, final_fraction: float = 1e-2
+) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then a cosine to `final_fraction` of the peak, or constant.
+
+    Raises:
+      ValueError: unknown kind, or a warm-up as long as the run.
+    """
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            f"a warm-up of {warmup_steps} steps leaves nothing of a run of {total_steps}; "
+            "lower --config.optimizer.warmup_epochs or raise --config.epochs"
+        )
+    if kind == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup_steps else learning_rate,
+            learning_rate,
+            warmup_steps,
+            total_steps,
+            learning_rate * final_fraction,
+        )
+    if kind == "constant":
+        return optax.warmup_constant_schedule(0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps)
+    raise ValueError(f"unknown schedule {kind!r}; known: cosine, constant")
+
+
+def build(
+    name: str, learning_rate: optax.Schedule, momentum: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """An optimizer whose updates `reduce_on_plateau` can scale between epochs.
+
+    Args:
+      name: "adamw" (Loshchilov & Hutter 2019) or "sgd" (with Nesterov momentum).
+      learning_rate: by step.
+      momentum: of sgd, in [0, 1).
+      weight_decay: times the learning rate is taken from every kernel at each step, for sgd too.
+      clip_norm: bound on the global norm of the gradient; 0 turns clipping off.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name not in ("adamw", "sgd"):
+        raise ValueError(f"unknown optimizer {name!r}; known: adamw, sgd")
+    direction = optax.scale_by_adam() if name == "adamw" else optax.trace(momentum, nesterov=True)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        direction,
+        optax.add_decayed_weights(weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.inject_hyperparams(lambda plateau_scale: optax.scale(plateau_scale))(plateau_scale=1.0),
+    )
+
+
+def plateau_scale(scores: Sequence[float], factor: float, patience: int) -> float:
+    """What the learning rate is multiplied by after epochs that scored thus: a pure function of the log.
+
+    Args:
+      scores: one an epoch, larger is better.
+      factor: of each reduction, in (0, 1); 1 turns it off.
+      patience: epochs without a new best before a reduction, at least 1.
+    """
+    best, waited, scale = float("-inf"), 0, 1.0
+    for score in scores:
+        if score > best:
+            best, waited = score, 0
+        else:
+            waited += 1
+        if waited >= patience:
+            scale, waited = scale * factor, 0
+    return scale
+
+
+def set_plateau_scale(opt_state: optax.OptState, scale: Any) -> optax.OptState:
+    """The optimizer state with its updates scaled from now on."""
+    return optax.tree.set(opt_state, **{PLATEAU: scale})
+
+
+def class_weights(counts: Mapping[int, int] | Sequence[int]) -> tuple[float, ...]:
+    """Inverse frequency, with mean 1 over the examples: N / (classes x count of the class)."""
+    total = sum(counts)
+    return tuple(total / (len(counts) * count) for count in counts)

@@ -1,0 +1,194 @@
+"""The compiled steps. The only file that knows pmap: replacing it is a change to this file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jobs.training.augment import augment
+from model.labels import CLASSES
+from model.preprocess import to_input
+
+AXIS = "batch"
+
+
+class State(flax.struct.PyTreeNode):
+    """Everything a step changes. Replicated over the devices; it has no device axis."""
+
+    step: jax.Array  # () int32, steps taken
+    params: Any
+    batch_stats: Any
+    ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
+    opt_state: optax.OptState
+
+
+class Resident(NamedTuple):
+    """A decoded split, on every device."""
+
+    images: jax.Array | np.ndarray  # (N, S, S) uint8
+    labels: jax.Array | np.ndarray  # (N,) int32
+
+
+class Input(NamedTuple):
+    """How a stored film becomes a network's input."""
+
+    size: int  # px
+    mean: float  # of pixels in [0, 1]
+    std: float
+
+
+class Recipe(NamedTuple):
+    """What the loss is made of."""
+
+    augment: Mapping[str, float]
+    mixup_alpha: float  # Beta(alpha, alpha); 0 turns mixup off
+    label_smoothing: float  # in [0, 1)
+    class_weights: tuple[float, ...]  # (3,), of each class's loss
+    head_l2: float  # times the sum of squares of the head's kernels
+    ema_decay: float  # in [0, 1); 0 serves the raw parameters
+
+
+TrainStep = Callable[[State, Resident, np.ndarray], tuple[State, dict[str, jax.Array]]]
+EvalStep = Callable[[Any, Resident, np.ndarray], jax.Array]
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Puts a host tree on every device once, without stacking copies on one of them first."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
+
+
+def per_device(count: int, batch: np.ndarray) -> np.ndarray:
+    """(global batch, ...) -> (devices, share, ...).
+
+    Raises:
+      ValueError: the devices do not divide the batch; the message names both numbers.
+    """
+    if len(batch) % count:
+        raise ValueError(
+            f"the global batch of {len(batch)} does not divide over {count} devices; "
+            f"set --config.global_batch_size to a multiple of {count}"
+        )
+    return batch.reshape(count, -1, *batch.shape[1:])
+
+
+def create_state(module: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int) -> State:
+    """The state before the first step: a pure function of the arguments."""
+    images = jnp.zeros((1, image_size, image_size, 1))
+    variables = jax.jit(module.init)(jax.random.key(seed), images)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        # A copy, since the state is donated and no buffer can be donated twice.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}),
+        opt_state=optimizer.init(params),
+    )
+
+
+def _head_l2(params: Any) -> jax.Array:
+    leaves = jax.tree_util.tree_leaves_with_path(params["head"])
+    return sum((jnp.sum(leaf**2) for path, leaf in leaves if path[-1].key == "kernel"), jnp.zeros(()))
+
+
+def make_train_step(
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    image: Input,
+    seed: int,
+    devices: Sequence[jax.Device],
+) -> TrainStep:
+    """Compiles one training step.
+
+    The step takes (state, resident data, indices (devices, share, 2) int32): the film, and the one it is mixed with.
+    Everything random about the example at global position p of step s is keyed by (seed, s, p), so the number of
+    devices changes nothing but the order of sums. A step whose loss or gradient is not finite changes nothing but
+    the step counter. The state is donated.
+
+    Returns:
+      A function (state, data, indices) -> (state, metrics), metrics being float32 scalars: loss, grad_norm, and
+      skipped (1 where the step was not finite).
+    """
+    class_weights = jnp.asarray(recipe.class_weights)
+
+    def step(state: State, data: Resident, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        share = indices.shape[0]
+        positions = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, mixup_key, dropout_key = jax.random.split(key, 3)
+
+        def keys(root: jax.Array) -> jax.Array:
+            return jax.vmap(lambda position: jax.random.fold_in(root, position))(positions)
+
+        def films(which: int) -> tuple[jax.Array, jax.Array]:
+            chosen = indices[:, which]
+            views = augment(keys(jax.random.fold_in(augment_key, which)), data.images[chosen], *image, recipe.augment)
+            return views, jax.nn.one_hot(data.labels[chosen], len(CLASSES))
+
+        inputs, targets = films(0)
+        if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2
+            alpha = recipe.mixup_alpha
+            mix = jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(keys(mixup_key))
+            others, other_targets = films(1)
+            inputs = others + mix[:, None, None, None] * (inputs - others)
+            targets = other_targets + mix[:, None] * (targets - other_targets)
+        weights = targets @ class_weights
+        targets = optax.smooth_labels(targets, recipe.label_smoothing)
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            logits, updated = module.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            loss = jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
+            if recipe.head_l2:
+                loss += recipe.head_l2 * _head_l2(params)
+            return loss, updated.get("batch_stats", {})
+
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
+        grad_norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # The average starts as a plain mean, so that the initial values are soon forgotten.
+        decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, step_size=1 - decay)
+        taken = State(state.step, params, batch_stats, ema, opt_state)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
+        metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - finite}
+        return kept.replace(step=state.step + 1), metrics
+
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        devices=devices,
+        in_axes=(None, None, 0),
+        out_axes=(None, None),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(module: nn.Module, image: Input, devices: Sequence[jax.Device]) -> EvalStep:
+    """Compiles evaluation: (variables, resident data, indices (devices, share)) -> (devices, share, 3) logits.
+
+    The logits of all devices are gathered, so that every host holds them all.
+    """
+
+    def step(variables: Any, data: Resident, indices: jax.Array) -> jax.Array:
+        inputs = to_input(data.images[indices], *image)
+        return jax.lax.all_gather(module.apply(variables, inputs, train=False), AXIS)
+
+    return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None, 0), out_axes=None)

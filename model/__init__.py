@@ -1,0 +1,1 @@
+"""What a trained model is: architecture, preprocessing, heat maps, checkpoints, predictions."""

@@ -1,0 +1,246 @@
+"""The checkpoint contract: what is saved, how the best is found, how it is verified.
+
+A checkpoint directory holds Orbax steps, each with separate items, so that a reader takes only what it needs:
+`variables` (the averaged parameters and BatchNorm statistics that are served), `train` (what resuming needs) and
+`meta` (JSON). `meta` carries a sha256 of every array and of itself: Orbax restores a flipped bit without an error.
+A bundle is the same directory with one step and no `train`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import jax
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+FORMAT = 1
+ITEMS = ("variables", "train", "meta")
+Tree = TypeVar("Tree")
+
+
+class CheckpointError(Exception):
+    """No step of a directory can be loaded; the message says of each why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One verified step: nested dicts of numpy arrays, and the JSON beside them."""
+
+    step: int
+    variables: dict[str, Any]
+    train: dict[str, Any] | None
+    meta: dict[str, Any]
+
+
+def to_arrays(tree: Any) -> dict[str, np.ndarray]:
+    """Any pytree -> {"path/of/leaf": array on the host}."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_arrays(like: Tree, arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The inverse of `to_arrays`, into a tree shaped as `like`.
+
+    Raises:
+      CheckpointError: names or shapes differ; every mismatch is listed, in both directions.
+    """
+    expected = to_arrays(like)
+    problems = [f"{name} is missing" for name in expected.keys() - arrays.keys()]
+    problems += [f"{name} is not part of it" for name in arrays.keys() - expected.keys()]
+    problems += [
+        f"{name} is {arrays[name].shape}, {expected[name].shape} is needed"
+        for name in expected.keys() & arrays.keys()
+        if arrays[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise CheckpointError("the stored arrays do not fit: " + "; ".join(sorted(problems)))
+    leaves = [arrays[name].astype(leaf.dtype) for name, leaf in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    root: dict[str, Any] = {}
+    for name, value in arrays.items():
+        *parents, leaf = name.split("/")
+        node = root
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return root
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+class Writer:
+    """Writes steps into a directory; keeps the latest two and the best one. Use as a context manager."""
+
+    def __init__(self, directory: Path):
+        def score(metrics: Any) -> float:
+            return metrics["score"]
+
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(2),
+                checkpoint_managers.BestN(n=1, get_metric_fn=score, reverse=False),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            directory.resolve(),
+            item_names=ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep, best_fn=score, best_mode="max", cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(
+        self, step: int, variables: Any, meta: Mapping[str, Any], train: Any = None, score: float = -math.inf
+    ) -> None:
+        """Saves one step.
+
+        Args:
+          step: larger than any saved before.
+          variables: {"params", "batch_stats"}, what is served.
+          meta: JSON values; `step`, `score`, `format`, digests are added.
+          train: what resuming needs; None in a bundle.
+          score: larger is better; a value that is not finite never becomes the best.
+
+        Raises:
+          CheckpointError: Orbax did not take the step (it exists, or a newer one does).
+        """
+        # A NaN would become "the best" and the real best be deleted; a numpy scalar would fail in the background.
+        score = float(score) if math.isfinite(score) else -math.inf
+        stored = {"variables": to_arrays(variables)} | ({} if train is None else {"train": to_arrays(train)})
+        complete = dict(meta) | {
+            "format": FORMAT,
+            "step": int(step),
+            "score": score if math.isfinite(score) else None,
+            "arrays": {
+                f"{item}/{name}": {
+                    "shape": list(array.shape),
+                    "dtype": str(array.dtype),
+                    "sha256": _digest(array),
+                }
+                for item, arrays in stored.items()
+                for name, array in arrays.items()
+            },
+        }
+        complete = json.loads(json.dumps(complete))  # what a reader will see, tuples as lists
+        complete["sha256"] = _meta_digest(complete)
+        items = {item: ocp.args.StandardSave(_nest(arrays)) for item, arrays in stored.items()}
+        if not self._manager.save(
+            step,
+            args=ocp.args.Composite(meta=ocp.args.JsonSave(complete), **items),
+            metrics={"score": score},
+        ):
+            raise CheckpointError(f"step {step} was not saved: it exists already, or a newer one does")
+
+
+def steps(directory: Path) -> list[int]:
+    """The finished steps of a directory, oldest first; whether they can be read is another matter."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool = False) -> Checkpoint:
+    """Loads and verifies a step; where one is damaged, the next in order is taken and a warning says why.
+
+    Args:
+      directory: a run directory or a bundle.
+      which: the order to try steps in: highest score first, or newest first.
+      train: whether to read what resuming needs, too.
+
+    Raises:
+      CheckpointError: no step there, or none that can be read and verified.
+    """
+    directory = Path(directory)
+    found = steps(directory)
+    if not found:
+        raise CheckpointError(
+            f"no checkpoint in {directory}; train one: python jobs/train.py --config configs/cnn.py "
+            f"--workdir {directory}"
+        )
+    problems: list[str] = []
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(directory.resolve(), item_names=ITEMS, options=options) as manager:
+        for step, meta in _ordered(manager, found, which, problems):
+            try:
+                checkpoint = _restore(manager, step, meta, train)
+            except Exception as error:  # Orbax and tensorstore raise a dozen kinds for damaged files
+                problems.append(_skipped(step, error))
+                continue
+            return checkpoint
+    raise CheckpointError(f"no step of {directory} can be loaded: " + "; ".join(problems))
+
+
+def _skipped(step: int, error: Exception) -> str:
+    problem = f"step {step} is damaged ({' '.join(str(error).split())[:200] or type(error).__name__})"
+    logging.warning("%s; trying another", problem)
+    return problem
+
+
+def _ordered(
+    manager: ocp.CheckpointManager, found: list[int], which: str, problems: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Steps whose meta is intact, the most wanted first; the others go to `problems`."""
+    metas = {}
+    for step in reversed(found):
+        try:
+            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            if meta.get("sha256") != _meta_digest(meta):
+                raise ValueError("the digest of meta does not match")
+            if meta["format"] != FORMAT:
+                raise ValueError(f"format {meta['format']} is not {FORMAT}: made by another version")
+        except Exception as error:
+            problems.append(_skipped(step, error))
+            continue
+        metas[step] = meta
+
+    def score(step: int) -> float:
+        value = metas[step]["score"]
+        return -math.inf if value is None else value
+
+    order = sorted(metas, key=lambda step: (score(step), step) if which == "best" else step, reverse=True)
+    return ((step, metas[step]) for step in order)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, meta: dict[str, Any], train: bool) -> Checkpoint:
+    """Restores the items of one step into the shapes `meta` states, and checks every digest."""
+    wanted: dict[str, dict[str, np.ndarray]] = {item: {} for item in ("variables", "train")[: 1 + train]}
+    for name, entry in meta["arrays"].items():
+        item, _, path = name.partition("/")
+        if item in wanted:
+            wanted[item][path] = np.empty(entry["shape"], np.dtype(entry["dtype"]))
+    args = {item: ocp.args.StandardRestore(_nest(arrays)) for item, arrays in wanted.items()}
+    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    for item in wanted:
+        for path, array in to_arrays(restored[item]).items():
+            entry = meta["arrays"][f"{item}/{path}"]
+            if list(array.shape) != entry["shape"] or _digest(array) != entry["sha256"]:
+                raise ValueError(f"{item}/{path} does not match its digest")
+    return Checkpoint(step, restored["variables"], restored["train"] if train else None, meta)

@@ -1,0 +1,105 @@
+"""Class-activation maps as pure functions of (module, variables, images).
+
+Any module with `features` and `classify` will do: the maps differentiate the logits with respect to the features.
+With A the features (h, w, C), g the gradient of a class's logit with respect to A, and means and sums over places:
+
+    gradcam     relu(sum_c mean(g)_c A_c)                       Selvaraju et al. 2017, eqs. 1 and 2
+    gradcam++   relu(sum_c sum(alpha relu(g))_c A_c), with      Chattopadhay et al. 2018, eqs. 11 and 19
+                alpha = g^2 / (2 g^2 + sum(A)_c g^3)
+    hirescam    relu(sum_c g_c A_c)                             Draelos & Carin 2020, eq. 4
+    layercam    relu(sum_c relu(g_c) A_c)                       Jiang et al. 2021, eq. 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+class Heatmaps(NamedTuple):
+    """Maps of several classes for several images."""
+
+    maps: jax.Array  # (N, K, h, w) float32 in [0, 1]; the largest value of each is 1 unless blank
+    blank: jax.Array  # (N, K) bool: nothing speaks for that class, and the map is all zero
+
+
+def _gradcam(a: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.einsum("nhwc,nkc->nkhw", a, g.mean(axis=(2, 3)))
+
+
+def _gradcam_plus_plus(a: jax.Array, g: jax.Array) -> jax.Array:
+    # Scaling the logit scales g; alpha is a ratio of g^2 to g^3 (the exponential of the paper's score cancels).
+    denominator = 2 * g**2 + a.sum(axis=(1, 2))[:, None, None, None] * g**3
+    alpha = jnp.where(denominator == 0, 0, g**2 / jnp.where(denominator == 0, 1, denominator))
+    return jnp.einsum("nhwc,nkc->nkhw", a, (alpha * nn.relu(g)).sum(axis=(2, 3)))
+
+
+def _hirescam(a: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.einsum("nhwc,nkhwc->nkhw", a, g)
+
+
+def _layercam(a: jax.Array, g: jax.Array) -> jax.Array:
+    return jnp.einsum("nhwc,nkhwc->nkhw", a, nn.relu(g))
+
+
+METHODS = {
+    "gradcam": _gradcam,
+    "gradcam++": _gradcam_plus_plus,
+    "hirescam": _hirescam,
+    "layercam": _layercam,
+}
+
+
+def explain(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    method: str = "gradcam",
+    classes: tuple[int, ...] | None = None,
+) -> tuple[jax.Array, Heatmaps]:
+    """Logits and, in the same pass, heat maps.
+
+    Args:
+      module: has `features(images, train)` and `classify(features, train)`.
+      variables: its {"params", "batch_stats"}.
+      images: (N, H, W, 1) float32, standardised.
+      method: a key of METHODS.
+      classes: indices of the K classes to explain; None for all of them.
+
+    Returns:
+      (N, classes) logits and the Heatmaps of the K classes asked for.
+
+    Raises:
+      ValueError: unknown method; the message lists the known ones.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    features = jnp.asarray(module.apply(variables, images, method="features"))  # (N, h, w, C)
+    logits, pullback = jax.vjp(lambda a: jnp.asarray(module.apply(variables, a, method="classify")), features)
+    wanted = jnp.arange(logits.shape[-1]) if classes is None else jnp.asarray(classes)
+    # In evaluation an image's logits depend on its own features only, so one pull-back serves the whole batch.
+    rows = jax.nn.one_hot(wanted, logits.shape[-1], dtype=logits.dtype)  # (K, classes)
+    (gradients,) = jax.vmap(lambda row: pullback(jnp.broadcast_to(row, logits.shape)))(rows)  # (K, N, h, w, C)
+    a, g = features.astype(jnp.float32), jnp.moveaxis(gradients, 0, 1).astype(jnp.float32)
+    return logits, normalise(METHODS[method](a, g))
+
+
+def normalise(raw: jax.Array) -> Heatmaps:
+    """Signed maps (N, K, h, w) -> Heatmaps: negative values cut, each divided by its maximum."""
+    positive = jnp.where(jnp.isfinite(raw), nn.relu(raw), 0)
+    peak = positive.max(axis=(2, 3))  # (N, K)
+    blank = peak <= jnp.finfo(jnp.float32).tiny
+    maps = positive / jnp.where(blank, 1, peak)[..., None, None]
+    return Heatmaps(jnp.where(blank[..., None, None], 0, maps), blank)
+
+
+def upsample(heatmap: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w) float map -> (height, width) float32 by bilinear interpolation, as overlays show it."""
+    stretched = Image.fromarray(heatmap.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(stretched)

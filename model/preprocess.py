@@ -1,0 +1,158 @@
+"""Bytes of an image file -> the grayscale square the models read. Training and serving share it.
+
+On the host: file -> `decode` -> `resize` -> uint8 square, as prepared datasets store it. On the device:
+`to_input`, that square at the size of a network's input, standardised.
+
+The square is *squashed*: padding bars and the aspect ratio give the label away in this dataset, so neither
+is kept. Colour is dropped for the same reason.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
+MIN_SIDE = 64  # px
+MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
+# MPO is what many phones call their JPEGs.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
+
+
+class ImageRefused(ValueError):
+    """An image that cannot be read as a film; the message is a sentence for the person who sent it."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A film as its file gives it: pixels (H, W) uint8, and what the file said before conversion."""
+
+    pixels: np.ndarray  # (H, W) uint8, upright
+    mode: str  # Pillow's mode of the source: "L", "RGB", "I;16", ...
+
+
+def decode(data: bytes) -> Decoded:
+    """Decodes an image file to upright 8-bit grayscale.
+
+    Args:
+      data: the whole file: PNG, JPEG, WebP, TIFF or BMP; any colour mode; 8, 12 or 16 bits, or float.
+
+    Returns:
+      The film at its own size; EXIF orientation applied, transparency laid over black.
+
+    Raises:
+      ImageRefused: empty, truncated, of another format, too small or too large; the message names the value,
+        the bound and the cure.
+    """
+    if not data:
+        raise ImageRefused("the file is empty")
+    if data[128:132] == b"DICM":
+        raise ImageRefused("this is a DICOM file; export the film as PNG or JPEG and send that")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageRefused(
+                    f"image is {width} x {height} px; at most {MAX_PIXELS:,} pixels are read: scale it down"
+                )
+            if min(width, height) < MIN_SIDE:
+                raise ImageRefused(f"image is {width} x {height} px; at least {MIN_SIDE} x {MIN_SIDE} is needed")
+            image.load()
+            inverted = (
+                image.format == "TIFF"
+                and image.mode.startswith("I;16")
+                and image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
+            )
+            upright = ImageOps.exif_transpose(image)
+            pixels = _to_gray(upright)
+            # Pillow inverts white-is-zero TIFFs of 8 bits by itself, those of 16 bits not.
+            return Decoded(255 - pixels if inverted else pixels, image.mode)
+    except ImageRefused:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageRefused(f"image is too large ({error}); scale it down") from error
+    except UnidentifiedImageError as error:
+        raise ImageRefused("not a PNG, JPEG, WebP, TIFF or BMP image") from error
+    # Decoders report damage with whatever their format makes of it: struct.error, SyntaxError, EOFError, ...
+    except Exception as error:
+        raise ImageRefused(f"the image is damaged or cut short ({error})") from error
+
+
+def resize(pixels: np.ndarray, size: int = STORAGE_SIZE) -> np.ndarray:
+    """Squashes (H, W) uint8 to (size, size) uint8, anti-aliased; the identity where it has that size."""
+    if pixels.shape == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def sample(image: jax.Array, affine: jax.Array, size: int) -> jax.Array:
+    """Bilinear gather of one image at a regular grid carried through an affine map; outside, the edge repeats.
+
+    Args:
+      image: (H, W), any number type.
+      affine: (2, 3), output -> source, both in (y, x) where the image spans [-1, 1]^2.
+      size: side of the result, px.
+
+    Returns:
+      (size, size) float32, in the units of `image`.
+    """
+    height, width = image.shape
+    grid = (jnp.arange(size) + 0.5) * (2 / size) - 1  # pixel centres
+    y, x = jnp.meshgrid(grid, grid, indexing="ij")
+    source = affine[:, :2] @ jnp.stack([y.ravel(), x.ravel()]) + affine[:, 2:]  # (2, size * size)
+    rows = jnp.clip((source[0] + 1) * (height / 2) - 0.5, 0, height - 1)
+    columns = jnp.clip((source[1] + 1) * (width / 2) - 0.5, 0, width - 1)
+    top, left = jnp.floor(rows), jnp.floor(columns)
+    down, right = rows - top, columns - left
+    top, left = top.astype(jnp.int32), left.astype(jnp.int32)
+    below, beside = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    flat = image.ravel()
+
+    def at(row: jax.Array, column: jax.Array) -> jax.Array:
+        return flat[row * width + column].astype(jnp.float32)
+
+    upper = at(top, left) * (1 - right) + at(top, beside) * right
+    lower = at(below, left) * (1 - right) + at(below, beside) * right
+    return (upper * (1 - down) + lower * down).reshape(size, size)
+
+
+def standardise(pixels: jax.Array, mean: float, std: float) -> jax.Array:
+    """(..., H, W) in [0, 1] -> (..., H, W, 1) with `mean` subtracted and divided by `std`."""
+    return ((pixels - mean) / std)[..., None]
+
+
+def to_input(images: jax.Array, size: int, mean: float, std: float) -> jax.Array:
+    """(N, H, W) uint8 films -> (N, size, size, 1) float32, what a network is evaluated and served on."""
+    identity = jnp.eye(2, 3)
+    pixels = jax.vmap(lambda image: sample(image, identity, size))(images)
+    return standardise(pixels / 255, mean, std)
+
+
+def _to_gray(image: Image.Image) -> np.ndarray:
+    """Any Pillow image -> (H, W) uint8."""
+    if image.mode[0] in "IF":  # more than 8 bits: convert("L") would clip to white
+        return _scale_to_8_bits(np.asarray(image))
+    if image.mode == "LAB":
+        image = image.getchannel("L")
+    elif image.has_transparency_data:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, "black"), colour)
+    return np.asarray(image.convert("L"))
+
+
+def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Integers of 12, 16 or more bits, or floats, to uint8; the depth is the smallest that holds the maximum."""
+    if not np.isfinite(pixels).all():
+        raise ImageRefused("the image holds values that are not numbers; export it again")
+    low, high = pixels.min(), pixels.max()
+    if low < 0:
+        raise ImageRefused(f"the image holds negative values (down to {low}); export it as 8- or 16-bit")
+    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (4095.0, 65535.0, float(high))
+    full = next(depth for depth in depths if high <= depth)
+    return np.round(pixels.astype(np.float64) * (255.0 / full)).astype(np.uint8)
