@@ -59,9 +59,9 @@ def prepare(source: str, data_dir: Path, console: Console) -> Path:
             path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
             sorted_films = sort(path, progress("reading"))
     folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name)
-    quarantine = data_dir / "quarantine.csv"
-    _write_quarantine(quarantine, sorted_films.quarantine)
-    _report(sorted_films, folder, quarantine, console)
+    _report(sorted_films, folder, console)
+    if source != "phantom":
+        _write_quarantine(sorted_films.quarantine, data_dir / "quarantine.csv", console)
     return folder
 
 
@@ -75,14 +75,7 @@ def _phantoms(advance) -> Sorted:
     return Sorted({"train": train, "validation": validation, "test": test}, [], 0)
 
 
-def _write_quarantine(path: Path, quarantine: list[SetAside]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "split", "reason", "detail"))
-        writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)
-
-
-def _report(sorted_films: Sorted, folder: Path, quarantine: Path, console: Console) -> None:
+def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
     table = Table("class", *films.SPLITS, title=f"{folder.parent.name}: images (patients)")
     for row in films.table(sorted_films.splits):
         table.add_row(*row)
@@ -93,12 +86,20 @@ def _report(sorted_films: Sorted, folder: Path, quarantine: Path, console: Conso
     if sorted_films.unknown_patients:
         console.print(
             f"{sorted_films.unknown_patients} files name no patient; each counts as a patient of its own, so films "
-            "of one child may stand on both sides of the split."
+            "of one child may stand on both sides of the split.",
+            soft_wrap=True,
         )
-    aside = Counter(entry.reason for entry in sorted_films.quarantine)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
-    console.print(f"Set aside: {reasons} (see {quarantine})", soft_wrap=True)
     console.print(f"Written to {folder}", soft_wrap=True)
+
+
+def _write_quarantine(quarantine: list[SetAside], path: Path, console: Console) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "split", "reason", "detail"))
+        writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)
+    aside = Counter(entry.reason for entry in quarantine)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
+    console.print(f"Set aside: {reasons} (see {path})", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
-# MPO is what many phones call their JPEGs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 
 

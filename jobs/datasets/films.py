@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -127,7 +128,8 @@ def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir
     tfds.disable_progress_bar()  # it draws one bar a shard
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=data_dir) as scratch:
         writer = builder(data_dir=Path(scratch), films=filled, facts=facts)
-        writer.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, of which there are none
+            writer.download_and_prepare()
         written = Path(writer.data_dir)
         target = data_dir / written.relative_to(scratch)
         target.parent.mkdir(exist_ok=True)

@@ -379,12 +379,15 @@ def _consolidation(chest: _Chest, rng: np.random.Generator) -> tuple[np.ndarray,
     radius = _norm((chest.across - center_x + ragged_x) * aspect, (chest.down - center_y + ragged_y) / aspect)
     # The radius that holds the wanted share of the lung, whatever its outline and the fissure cut away.
     radii = np.sort(radius[lobe > 0.5])
-    reach = radii[min(int(rng.uniform(0.18, 0.33) * len(down)), len(radii) - 1)]
+    reach = radii[min(int(rng.uniform(0.22, 0.34) * len(down)), len(radii) - 1)]
 
-    bronchi = _bump(_off_whole(5 * chest.bearing + 16 * ragged_x), 0.12) * _bump(chest.hilum, 0.6)
-    texture = 1 + 0.04 * _smooth_noise(rng, size, 0.06) - 0.15 * bronchi
-    filled = rng.uniform(0.50, 0.85) * texture * lobe * _step(reach - radius, 0.08)
-    added = chest.air * filled
+    # Densest in the middle, and crossed by the dark branches of airways that stayed open: air bronchograms.
+    extent = lobe * _step(reach - radius, 0.08)
+    middle = _step(0.7 * reach - radius, 0.6 * reach)
+    bronchi = _bump(_off_whole(6 * chest.bearing + 16 * ragged_x), 0.16) * _bump(chest.hilum, 0.8)
+    texture = 0.75 + 0.25 * middle + 0.06 * _smooth_noise(rng, size, 0.06) - 0.5 * bronchi * middle
+    filled = np.clip(rng.uniform(0.65, 0.95) * texture, 0, 1) * extent
+    added = chest.air * extent
     return filled, added >= 0.5 * added.max()
 
 

@@ -1,0 +1,211 @@
+"""Plots as PNG files, one function each. Figures are built without pyplot, so threads and servers may call them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+from jobs.evaluation.metrics import expected_calibration_error, reliability_bins
+from model.labels import CLASSES, NORMAL
+
+DPI = 150
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+COLOURS = {"normal": "#0072B2", "bacterial": "#D55E00", "viral": "#009E73", "pneumonia": "#444444"}
+HEAT = colormaps["inferno"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One film of the heat-map grid."""
+
+    image: np.ndarray  # (H, W) uint8
+    heatmap: np.ndarray  # (H, W) in [0, 1]
+    title: str
+    correct: bool
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def confusion_matrix(measured: Mapping[str, Any], path: Path) -> None:
+    """Counts, and the share of each row, of `metrics.score(...)`."""
+    matrix = np.asarray(measured["confusion_matrix"])
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure = _figure(4.6, 4.2, f"Confusion matrix, {matrix.sum()} films")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        axes.text(
+            column,
+            row,
+            f"{count}\n{100 * shares[row, column]:.0f} %",
+            ha="center",
+            va="center",
+            color="white" if shares[row, column] > 0.5 else "black",
+        )
+    axes.set_xticks(range(len(CLASSES)), CLASSES)
+    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    axes.set_xlabel("read as")
+    axes.set_ylabel("labelled")
+    figure.savefig(path, dpi=DPI)
+
+
+def _one_against_rest(labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, truth, score) of each class against the rest, and of pneumonia against normal, where both sides exist."""
+    pairs = [(name, labels == label, probabilities[:, label]) for label, name in enumerate(CLASSES)]
+    pairs.append(("pneumonia", labels != NORMAL, 1 - probabilities[:, NORMAL]))
+    return [pair for pair in pairs if 0 < pair[1].sum() < len(labels)]
+
+
+def roc_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
+    """Sensitivity against false alarms, one curve a class and one for normal against pneumonia."""
+    figure = _figure(5, 4.8, f"ROC, {len(labels)} films")
+    axes = figure.add_subplot()
+    for name, truth, value in _one_against_rest(labels, probabilities):
+        false_alarms, sensitivity, _ = roc_curve(truth, value)
+        style = "--" if name == "pneumonia" else "-"
+        label = f"{name}, AUROC {roc_auc_score(truth, value):.3f}"
+        axes.plot(false_alarms, sensitivity, style, color=COLOURS[name], label=label)
+    axes.plot([0, 1], [0, 1], ":", color="gray", linewidth=1, label="chance")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
+    axes.legend(loc="lower right", fontsize=9)
+    _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
+    """Precision against sensitivity, one curve a class and one for normal against pneumonia."""
+    figure = _figure(5, 4.8, f"Precision and recall, {len(labels)} films")
+    axes = figure.add_subplot()
+    curves = _one_against_rest(labels, probabilities)
+    for name, truth, value in curves:
+        precision, recall, _ = precision_recall_curve(truth, value)
+        style = "--" if name == "pneumonia" else "-"
+        label = f"{name}, average precision {average_precision_score(truth, value):.3f}"
+        axes.plot(recall, precision, style, color=COLOURS[name], label=label)
+    axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+    if curves:
+        axes.legend(loc="lower left", fontsize=9)
+    _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
+    """Accuracy by confidence, and how many films have each confidence (Guo et al. 2017, fig. 1)."""
+    confidence, accuracy, count = reliability_bins(labels, probabilities)
+    edges = np.linspace(0, 1, len(count) + 1)
+    error = expected_calibration_error(labels, probabilities)
+    figure = _figure(4.8, 5.6, f"Reliability, {len(labels)} films, ECE {100 * error:.1f} %")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(edges[:-1], np.nan_to_num(accuracy), np.diff(edges), align="edge", color="#56B4E9", edgecolor="white")
+    upper.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
+    upper.plot(confidence, accuracy, "o", color=COLOURS["bacterial"], markersize=4, label="mean of a bin")
+    upper.set(ylabel="accuracy", ylim=(0, 1.02))
+    upper.legend(loc="upper left", fontsize=9)
+    lower.bar(edges[:-1], count, np.diff(edges), align="edge", color="#999999", edgecolor="white")
+    lower.set(xlabel="confidence in the most probable class", ylabel="films", xlim=(0, 1))
+    for axes in (upper, lower):
+        _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def class_distribution(labels_of: Mapping[str, np.ndarray], path: Path) -> None:
+    """Films of each class, a group of bars a split."""
+    total = sum(len(labels) for labels in labels_of.values())
+    figure = _figure(1.8 + 2.2 * len(labels_of), 3.6, f"Classes, {total} films")
+    axes = figure.add_subplot()
+    for label, name in enumerate(CLASSES):
+        counts = [int((labels == label).sum()) for labels in labels_of.values()]
+        bars = axes.bar(np.arange(len(labels_of)) + 0.27 * (label - 1), counts, 0.25, color=COLOURS[name], label=name)
+        axes.bar_label(bars, fontsize=9)
+    axes.set_xticks(range(len(labels_of)), list(labels_of))
+    axes.set_ylabel("films")
+    axes.margins(y=0.12)
+    figure.legend(loc="outside lower center", ncols=len(CLASSES), fontsize=9, frameon=False)
+    _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
+    """Films beside their heat maps; the titles of wrong answers are red."""
+    rows = max(math.ceil(len(cases) / columns), 1)
+    wrong = sum(not case.correct for case in cases)
+    figure = _figure(4.4 * columns, 2.5 * rows + 0.5, f"Where it looked: {wrong} wrong, {len(cases) - wrong} right")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    if not cases:
+        grid.flat[0].text(0, 0.5, "no film to show")
+    for axes, case in zip(grid.flat, cases, strict=False):
+        height, width = case.image.shape
+        axes.imshow(case.image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+        beside = (width, 2 * width, height, 0)
+        axes.imshow(case.image, cmap="gray", vmin=0, vmax=255, extent=beside)
+        axes.imshow(HEAT(case.heatmap), alpha=0.65 * np.clip(case.heatmap, 0, 1), extent=beside)
+        axes.set_xlim(0, 2 * width)
+        axes.set_title(case.title, fontsize=9, color="black" if case.correct else "#C00000")
+    if cases:
+        bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=0.5, ticks=(0, 1))
+        bar.ax.set_yticklabels(("least", "most"))
+    figure.savefig(path, dpi=DPI)
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, best: int | None = None) -> None:
+    """Loss, figures and learning rate by epoch.
+
+    Args:
+      history: the rows of log.jsonl.
+      path: of the PNG.
+      best: the epoch to mark; None for that of the lowest validation loss.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure = _figure(11, 3.4, f"{len(epochs)} epochs")
+    panels = figure.subplots(1, 3)
+    curves = (
+        ("loss", {"train_loss": "training (augmented)", "val_loss": "validation"}),
+        (
+            "validation figures",
+            {
+                "val_accuracy": "accuracy",
+                "val_macro_f1": "macro-F1",
+                "val_auroc": "AUROC",
+                "val_binary_auroc": "AUROC, pneumonia",
+            },
+        ),
+        ("learning rate", {"learning_rate": "learning rate"}),
+    )
+    if best is None:
+        losses = [value if (value := row.get("val_loss")) is not None else math.inf for row in history]
+        best = epochs[int(np.argmin(losses))] if losses else None
+    palette = list(COLOURS.values())
+    for axes, (title, names) in zip(panels, curves, strict=True):
+        for colour, (name, label) in zip(palette, names.items(), strict=False):
+            values = [math.nan if row.get(name) is None else row[name] for row in history]
+            if not np.isnan(values).all():
+                axes.plot(epochs, values, color=colour, label=label, marker="." if len(epochs) < 3 else None)
+        if best is not None:
+            axes.axvline(best, color="gray", linestyle=":", linewidth=1, label=f"best, epoch {best}")
+        axes.set(title=title, xlabel="epoch")
+        axes.title.set_fontsize(10)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+        _tidy(axes)
+    figure.savefig(path, dpi=DPI)

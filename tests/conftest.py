@@ -1,0 +1,89 @@
+"""Eight virtual devices for every test, set before JAX starts; and small datasets that several tests read."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.datasets.films import Film, png, write
+from jobs.datasets.phantom.builder import Phantom
+from jobs.datasets.phantom.drawing import draw
+from model.preprocess import STORAGE_SIZE
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real images, where there is one."""
+    if not (SHARED / "chest_xray").is_dir():
+        pytest.skip(f"the real images are not at {SHARED}: a user has no such folder")
+    return SHARED
+
+
+def phantom_film(index: int) -> Film:
+    phantom = draw(index, STORAGE_SIZE)
+    return Film(
+        name=phantom.name,
+        patient=phantom.patient,
+        label=phantom.label,
+        png=png(phantom.image),
+        sha256=hashlib.sha256(phantom.image.tobytes()).hexdigest(),
+        width=STORAGE_SIZE,
+        height=STORAGE_SIZE,
+        mode="L",
+        mask=png(phantom.mask.astype(np.uint8) * 255),
+    )
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory):
+    """A prepared phantom set of 48, 12 and 12 films."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = {
+        "train": [phantom_film(index) for index in range(48)],
+        "validation": [phantom_film(index) for index in range(300, 312)],
+        "test": [phantom_film(index) for index in range(600, 612)],
+    }
+    write(Phantom, splits, folder, "phantom")
+    return folder
+
+
+def jpeg(seed: int, size: tuple[int, int] = (80, 70), mode: str = "L") -> bytes:
+    """A small JPEG whose bytes depend on the seed."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0]), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def put(root: Path, path: str, data: bytes) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(data)
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    """A source in the Kaggle layout: 10 patients a class in train, 3 in test, a val folder without viral films."""
+    root = tmp_path / "kaggle"
+    seed = iter(range(10_000))
+    for number in range(10):
+        put(root, f"train/NORMAL/IM-{number:04d}-0001.jpeg", jpeg(next(seed)))
+        for film in range(2):
+            put(root, f"train/PNEUMONIA/person{number}_bacteria_{2 * number + film}.jpeg", jpeg(next(seed)))
+        put(root, f"train/PNEUMONIA/person{number}_virus_{number}.jpeg", jpeg(next(seed), mode="RGB"))
+    put(root, "val/NORMAL/NORMAL2-IM-0900-0001.jpeg", jpeg(next(seed)))
+    put(root, "val/PNEUMONIA/person90_bacteria_900.jpeg", jpeg(next(seed)))
+    for number in range(50, 53):
+        put(root, f"test/NORMAL/IM-{number:04d}-0001.jpeg", jpeg(next(seed)))
+        put(root, f"test/PNEUMONIA/person{number}_bacteria_{number}.jpeg", jpeg(next(seed)))
+        put(root, f"test/PNEUMONIA/person{number}_virus_{number}.jpeg", jpeg(next(seed)))
+    return root

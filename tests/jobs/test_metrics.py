@@ -1,0 +1,105 @@
+"""The figures, against hand-made cases and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from jobs.evaluation import metrics
+
+# Truth normal, normal, bacterial, viral; the second is called bacterial.
+LABELS = np.array([0, 0, 1, 2])
+PROBABILITIES = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.05, 0.05, 0.9]])
+
+
+@pytest.fixture
+def random_answers():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 400)
+    logits = random.normal(size=(400, 3)) + 1.5 * np.eye(3)[labels]
+    return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_by_hand():
+    measured = metrics.score(LABELS, PROBABILITIES)
+    assert measured["accuracy"] == 0.75
+    assert measured["balanced_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert measured["confusion_matrix"] == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert measured["classes"]["normal"] == {
+        "count": 2,
+        "sensitivity": 0.5,
+        "specificity": 1.0,
+        "precision": 1.0,
+        "f1": pytest.approx(2 / 3),
+        "auroc": 1.0,
+        "average_precision": 1.0,
+    }
+    assert measured["classes"]["bacterial"]["precision"] == 0.5
+    assert measured["binary"] == {"accuracy": 0.75, "sensitivity": 1.0, "specificity": 0.5, "auroc": 1.0}
+    assert measured["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.9]).mean())
+
+
+def test_against_scikit_learn(random_answers):
+    labels, probabilities = random_answers
+    measured = metrics.score(labels, probabilities)
+    decisions = probabilities.argmax(axis=1)
+    assert measured["accuracy"] == pytest.approx(reference.accuracy_score(labels, decisions))
+    assert measured["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(labels, decisions))
+    assert measured["macro_f1"] == pytest.approx(reference.f1_score(labels, decisions, average="macro"))
+    assert measured["auroc"] == pytest.approx(reference.roc_auc_score(labels, probabilities, multi_class="ovr"))
+    assert measured["log_loss"] == pytest.approx(reference.log_loss(labels, probabilities))
+    assert measured["confusion_matrix"] == reference.confusion_matrix(labels, decisions).tolist()
+    assert measured["average_precision"] == pytest.approx(
+        reference.average_precision_score(np.eye(3)[labels], probabilities, average="macro")
+    )
+
+
+def test_calibration_error_by_hand():
+    # Confidences .9, .9 (one right) and .6 (right): bins (.8667, .9333] and (.5333, .6].
+    probabilities = np.array([[0.9, 0.05, 0.05], [0.9, 0.05, 0.05], [0.2, 0.6, 0.2]])
+    error = metrics.expected_calibration_error(np.array([0, 1, 1]), probabilities)
+    assert error == pytest.approx((2 * abs(0.5 - 0.9) + 1 * abs(1 - 0.6)) / 3)
+
+
+def test_bins_hold_their_upper_edge():
+    confidence, accuracy, count = metrics.reliability_bins(
+        np.array([0, 1]), np.array([[1.0, 0, 0], [0.5, 0.25, 0.25]]), bins=2
+    )
+    assert count.tolist() == [1, 1]
+    assert confidence.tolist() == [0.5, 1.0]
+    assert accuracy.tolist() == [0.0, 1.0]
+
+
+def test_an_absent_class_is_none_not_nan():
+    measured = metrics.score(LABELS[:3], PROBABILITIES[:3])
+    viral = measured["classes"]["viral"]
+    assert viral["sensitivity"] is None and viral["auroc"] is None and viral["precision"] is None
+    assert measured["balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
+    assert "-" in metrics.table(measured)
+
+
+def test_one_class_alone():
+    measured = metrics.score(np.zeros(2, int), PROBABILITIES[:2])
+    assert measured["auroc"] is None and measured["binary"]["sensitivity"] is None
+    assert measured["binary"]["specificity"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        (LABELS[:2], PROBABILITIES, r"\(2,\) labels and \(4, 3\) probabilities"),
+        (LABELS[:0], PROBABILITIES[:0], "N at least 1"),
+        (LABELS + 1, PROBABILITIES, "1 to 3; 0 to 2 are classes"),
+        (LABELS, PROBABILITIES * 2, "0.1 to 1.8; 0 to 1 is needed"),
+        (LABELS, PROBABILITIES * np.nan, "nan"),
+        (LABELS, PROBABILITIES * 0.9, "0.1 off a sum of 1"),
+    ],
+)
+def test_wrong_input_is_named(labels, probabilities, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.score(labels, probabilities)
+
+
+def test_table_shows_every_row():
+    text = metrics.table(metrics.score(LABELS, PROBABILITIES))
+    assert "4 films: accuracy 75.0 %" in text
+    assert [line.split()[0] for line in text.splitlines()[-4:]] == ["normal", "bacterial", "viral", "pneumonia"]

@@ -1,0 +1,218 @@
+"""Sources of every layout, sorted; what cannot be used, set aside with its reason; what cannot be, refused."""
+
+import shutil
+import zipfile
+from collections import Counter
+
+import pytest
+
+from jobs import JobError
+from jobs.datasets.chest_xray.source import sort
+from jobs.datasets.films import counts
+from tests.conftest import jpeg, put
+
+
+def aside(found):
+    return {entry.file: (entry.reason, entry.detail) for entry in found.quarantine}
+
+
+def test_kaggle_layout(kaggle):
+    found = sort(kaggle)
+    pooled = found.splits["train"] + found.splits["validation"]
+    assert counts(pooled) == Counter({0: 11, 1: 21, 2: 10})
+    assert counts(found.splits["test"]) == Counter({0: 3, 1: 3, 2: 3})
+    assert found.quarantine == []
+    assert found.unknown_patients == 0
+    assert counts(found.splits["validation"]).keys() == {0, 1, 2}
+
+
+def test_no_patient_on_both_sides(kaggle):
+    found = sort(kaggle)
+    train, validation = ({film.patient for film in found.splits[split]} for split in ("train", "validation"))
+    assert not train & validation
+    assert "person3_bacteria" in train | validation
+
+
+def test_person_numbers_of_the_two_series_are_different_children(kaggle):
+    put(kaggle, "test/PNEUMONIA/person3_virus_77.jpeg", jpeg(77_777))
+    with pytest.raises(JobError, match="share a patient"):
+        sort(kaggle)
+    (kaggle / "test/PNEUMONIA/person3_virus_77.jpeg").rename(kaggle / "test/PNEUMONIA/person300_virus_77.jpeg")
+    put(kaggle, "test/PNEUMONIA/person90_virus_78.jpeg", jpeg(88_888))  # person90_bacteria is in val
+    assert counts(sort(kaggle).splits["test"])[2] == 5
+
+
+def test_the_same_again_and_from_a_zip(kaggle, tmp_path):
+    first = sort(kaggle)
+    archive = tmp_path / "films.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, f"chest_xray/{path.relative_to(kaggle)}")
+        file.writestr("__MACOSX/chest_xray/train/NORMAL/._IM-0001-0001.jpeg", b"resource fork")
+    again, zipped = sort(kaggle), sort(archive)
+    for split, films in first.splits.items():
+        assert [film.name for film in again.splits[split]] == [film.name for film in films]
+        assert [film.sha256 for film in zipped.splits[split]] == [film.sha256 for film in films]
+    assert list(aside(zipped).values()) == [("unreadable", "a system file, not an image")]
+
+
+def test_nested_copy_of_the_whole_archive_adds_nothing(kaggle):
+    shutil.copytree(kaggle, kaggle / "chest_xray" / "again")
+    found = sort(kaggle)
+    assert counts(found.splits["test"]) == Counter({0: 3, 1: 3, 2: 3})
+    assert len(found.splits["train"] + found.splits["validation"]) == 42
+    assert Counter(entry.reason for entry in found.quarantine) == {"duplicate": 51}
+
+
+def test_a_few_films_more_move_no_patient(kaggle):
+    before = {film.patient for film in sort(kaggle).splits["validation"]}
+    put(kaggle, "train/PNEUMONIA/person5_bacteria_999.jpeg", jpeg(999))
+    assert {film.patient for film in sort(kaggle).splits["validation"]} == before
+
+
+@pytest.mark.parametrize(
+    "names", [("bacteria", "normal", "virus"), ("Bacterial", "NORMAL", "Viral"), ("BACTERIA", "Normal", "VIRUS")]
+)
+def test_three_folders(tmp_path, names):
+    for seed, name in enumerate(names):
+        for number in range(4):
+            put(tmp_path, f"{name}/{number}.png", jpeg(10 * seed + number))
+    found = sort(tmp_path)
+    assert counts(found.splits["train"] + found.splits["validation"]) == Counter({0: 4, 1: 4, 2: 4})
+    assert "test" not in found.splits
+    assert found.unknown_patients == 12
+    # The same file name in three folders is three films.
+    assert len({film.name for films in found.splits.values() for film in films}) == 12
+
+
+def test_names_of_the_original_archive(tmp_path):
+    for seed, (folder, kind) in enumerate([("NORMAL", "NORMAL"), ("PNEUMONIA", "BACTERIA"), ("PNEUMONIA", "VIRUS")]):
+        for number in range(3):
+            put(tmp_path, f"train/{folder}/{kind}-1008{seed}{number // 2}-000{number}.jpeg", jpeg(10 * seed + number))
+    found = sort(tmp_path)
+    patients = {film.patient for films in found.splits.values() for film in films}
+    assert patients == {
+        f"{kind}-1008{seed}{n}" for seed, kind in enumerate(["NORMAL", "BACTERIA", "VIRUS"]) for n in (0, 1)
+    }
+
+
+def test_only_a_test_folder(kaggle):
+    shutil.rmtree(kaggle / "train")
+    shutil.rmtree(kaggle / "val")
+    assert list(sort(kaggle).splits) == ["test"]
+
+
+def test_what_is_set_aside(kaggle):
+    put(kaggle, "train/PNEUMONIA/person1.jpeg", jpeg(1000))
+    put(kaggle, "train/PNEUMONIA/normal_7.jpeg", jpeg(1001))
+    put(kaggle, "train/NORMAL/person8_virus_1.jpeg", jpeg(1002))
+    put(kaggle, "train/NORMAL/bacteria_and_virus.jpeg", jpeg(1003))
+    put(kaggle, "train/COVID/a.jpeg", jpeg(1004))
+    put(kaggle, "readme.txt", b"hello")
+    put(kaggle, "train/NORMAL/.DS_Store", b"x")
+    put(kaggle, "train/NORMAL/IM-0777-0001.jpeg", b"")
+    put(kaggle, "train/NORMAL/IM-0778-0001.jpeg", jpeg(1005)[:700])
+    put(kaggle, "train/NORMAL/IM-0779-0001.jpeg", b"not an image at all")
+    put(kaggle, "train/NORMAL/IM-0780-0001.jpeg", jpeg(1006, size=(20, 20)))
+    reasons = aside(sort(kaggle))
+    assert reasons["train/PNEUMONIA/person1.jpeg"][0] == "unlabelled"
+    assert reasons["train/COVID/a.jpeg"] == (
+        "unlabelled",
+        "the folder 'covid' is no class: bacteria, bacterial, normal, viral, virus, pneumonia",
+    )
+    assert reasons["readme.txt"][0] == "unlabelled"
+    assert reasons["train/PNEUMONIA/normal_7.jpeg"][0] == "conflicting"
+    assert reasons["train/NORMAL/person8_virus_1.jpeg"] == (
+        "conflicting",
+        "in the folder 'normal', but the name says viral",
+    )
+    assert reasons["train/NORMAL/bacteria_and_virus.jpeg"][0] == "conflicting"
+    assert reasons["train/NORMAL/.DS_Store"][0] == "unreadable"
+    assert reasons["train/NORMAL/IM-0777-0001.jpeg"] == ("unreadable", "the file is empty")
+    assert "damaged or cut short" in reasons["train/NORMAL/IM-0778-0001.jpeg"][1]
+    assert reasons["train/NORMAL/IM-0779-0001.jpeg"][1] == "not a PNG, JPEG, WebP, TIFF or BMP image"
+    assert "20 x 20 px; at least 64 x 64" in reasons["train/NORMAL/IM-0780-0001.jpeg"][1]
+    assert len(reasons) == 11
+
+
+def test_copies_merge_and_bring_their_patients_together(kaggle):
+    same = jpeg(2000)
+    put(kaggle, "train/PNEUMONIA/person500_bacteria_1.jpeg", same)
+    put(kaggle, "train/PNEUMONIA/person501_bacteria_2.jpeg", same)
+    put(kaggle, "train/PNEUMONIA/person501_bacteria_3.jpeg", jpeg(2001))
+    found = sort(kaggle)
+    detail = aside(found)["train/PNEUMONIA/person501_bacteria_2.jpeg"]
+    assert detail == ("duplicate", "the same bytes as train/PNEUMONIA/person500_bacteria_1.jpeg")
+    patients = {film.name: film.patient for films in found.splits.values() for film in films}
+    assert patients["person501_bacteria_3.jpeg"] == patients["person500_bacteria_1.jpeg"] == "person500_bacteria"
+
+
+def test_the_same_bytes_under_two_classes(kaggle):
+    same = jpeg(3000)
+    put(kaggle, "train/PNEUMONIA/person600_bacteria_1.jpeg", same)
+    put(kaggle, "train/PNEUMONIA/person601_virus_2.jpeg", same)
+    reasons = aside(sort(kaggle))
+    assert [reason for reason, _ in reasons.values()] == ["conflicting", "conflicting"]
+
+
+def test_the_test_split_is_left_as_published(kaggle):
+    same = jpeg(4000)
+    put(kaggle, "test/PNEUMONIA/person700_bacteria_1.jpeg", same)
+    put(kaggle, "test/PNEUMONIA/person701_bacteria_2.jpeg", same)
+    found = sort(kaggle)
+    assert counts(found.splits["test"])[1] == 5
+    assert found.quarantine == []
+
+
+def test_a_file_in_train_and_test_is_refused(kaggle):
+    shutil.copy(kaggle / "train/PNEUMONIA/person1_virus_1.jpeg", kaggle / "test/PNEUMONIA/person800_virus_800.jpeg")
+    with pytest.raises(JobError, match="train and test share a content in 1 files.*person1_virus_1.jpeg"):
+        sort(kaggle)
+
+
+def test_an_empty_class_is_refused(kaggle):
+    for path in kaggle.glob("train/PNEUMONIA/*virus*"):
+        path.unlink()
+    with pytest.raises(JobError, match="no viral image in train and val of"):
+        sort(kaggle)
+
+
+def test_no_images(tmp_path):
+    with pytest.raises(JobError, match="it holds no files"):
+        sort(tmp_path)
+    put(tmp_path, "train/NORMAL/IM-0001-0001.jpeg", b"")
+    with pytest.raises(JobError, match="no usable image in .*1 unreadable"):
+        sort(tmp_path)
+
+
+def test_no_source(tmp_path):
+    with pytest.raises(JobError, match="neither a folder nor a zip"):
+        sort(tmp_path / "absent")
+
+
+def test_a_damaged_member_of_a_zip_is_set_aside(kaggle, tmp_path):
+    archive = tmp_path / "films.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, path.relative_to(kaggle))
+    data = bytearray(archive.read_bytes())
+    content = (kaggle / "train/NORMAL/IM-0003-0001.jpeg").read_bytes()
+    data[data.find(content) + len(content) // 2] ^= 0xFF
+    archive.write_bytes(data)
+    assert list(aside(sort(archive))) == ["train/NORMAL/IM-0003-0001.jpeg"]
+
+
+def test_progress_is_told(kaggle):
+    seen = []
+    sort(kaggle, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (51, 51) and len(seen) == 51
+
+
+def test_the_real_images(shared):
+    found = sort(shared / "chest_xray")
+    pooled = found.splits["train"] + found.splits["validation"]
+    assert len(pooled) + len(found.quarantine) == 5216 + 16
+    assert {entry.reason for entry in found.quarantine} == {"duplicate"}
+    train, validation = ({film.patient for film in found.splits[split]} for split in ("train", "validation"))
+    assert not train & validation
+    assert 0.11 < len(validation) / len(train | validation) < 0.13
