@@ -1,7 +1,7 @@
 """Class-activation maps as pure functions of (module, variables, images).
 
 Any module with `features` and `classify` will do: the maps differentiate the logits with respect to the features.
-With A the features (h, w, C), g the gradient of a class's logit with respect to A, and means and sums over places:
+With A the features (h, w, C), g the gradient of a class's score with respect to A, and means and sums over places:
 
     gradcam     relu(sum_c mean(g)_c A_c)                       Selvaraju et al. 2017, eqs. 1 and 2
     gradcam++   relu(sum_c sum(alpha relu(g))_c A_c), with      Chattopadhay et al. 2018, eqs. 11 and 19
@@ -48,6 +48,20 @@ def _layercam(a: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.einsum("nhwc,nkhwc->nkhw", a, nn.relu(g))
 
 
+def _logit(logits: jax.Array) -> jax.Array:
+    return logits
+
+
+def _log_odds(logits: jax.Array) -> jax.Array:
+    others = jnp.where(jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits[:, None, :])  # (N, classes, classes)
+    return logits - jax.nn.logsumexp(others, axis=-1)
+
+
+# The score of a class that is differentiated. A softmax is blind to what is added to every logit, so the map of one
+# logit may show what speaks for all classes alike; the log-odds, log p / (1 - p), show what speaks for one against
+# the others. Unlike p itself they do not flatten out where the network is sure.
+TARGETS = {"logit": _logit, "log_odds": _log_odds}
+
 METHODS = {
     "gradcam": _gradcam,
     "gradcam++": _gradcam_plus_plus,
@@ -62,6 +76,7 @@ def explain(
     images: jax.Array,
     method: str = "gradcam",
     classes: tuple[int, ...] | None = None,
+    target: str = "logit",
 ) -> tuple[jax.Array, Heatmaps]:
     """Logits and, in the same pass, heat maps.
 
@@ -71,19 +86,26 @@ def explain(
       images: (N, H, W, 1) float32, standardised.
       method: a key of METHODS.
       classes: indices of the K classes to explain; None for all of them.
+      target: the score that is explained, a key of TARGETS; the papers' is "logit".
 
     Returns:
       (N, classes) logits and the Heatmaps of the K classes asked for.
 
     Raises:
-      ValueError: unknown method; the message lists the known ones.
+      ValueError: unknown method or target; the message lists the known ones.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    for what, name, known in (("method", method, METHODS), ("target", target, TARGETS)):
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     features = jnp.asarray(module.apply(variables, images, method="features"))  # (N, h, w, C)
-    logits, pullback = jax.vjp(lambda a: jnp.asarray(module.apply(variables, a, method="classify")), features)
+
+    def scores(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.asarray(module.apply(variables, a, method="classify"))
+        return TARGETS[target](logits), logits
+
+    _, pullback, logits = jax.vjp(scores, features, has_aux=True)
     wanted = jnp.arange(logits.shape[-1]) if classes is None else jnp.asarray(classes)
-    # In evaluation an image's logits depend on its own features only, so one pull-back serves the whole batch.
+    # In evaluation an image's scores depend on its own features only, so one pull-back serves the whole batch.
     rows = jax.nn.one_hot(wanted, logits.shape[-1], dtype=logits.dtype)  # (K, classes)
     (gradients,) = jax.vmap(lambda row: pullback(jnp.broadcast_to(row, logits.shape)))(rows)  # (K, N, h, w, C)
     a, g = features.astype(jnp.float32), jnp.moveaxis(gradients, 0, 1).astype(jnp.float32)

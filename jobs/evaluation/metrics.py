@@ -146,7 +146,8 @@ def table(measured: dict[str, Any]) -> str:
     lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     overall = (
         f"{measured['count']} films: accuracy {cell(measured['accuracy'])}, "
-        f"balanced {cell(measured['balanced_accuracy'])}, macro-F1 {cell(measured['macro_f1'])}, AUROC {cell(measured['auroc'])}\n"
+        f"balanced {cell(measured['balanced_accuracy'])}, macro-F1 {cell(measured['macro_f1'])}, "
+        f"AUROC {cell(measured['auroc'])}\n"
         f"normal against pneumonia: accuracy {cell(binary['accuracy'])}, AUROC {cell(binary['auroc'])}\n"
         f"log loss {loss(measured['log_loss'])}, ECE {loss(measured['ece'])}"
     )

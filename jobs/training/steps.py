@@ -159,7 +159,7 @@ def make_train_step(
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The average starts as a plain mean, so that the initial values are soon forgotten.

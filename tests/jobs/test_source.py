@@ -166,7 +166,7 @@ def test_the_test_split_is_left_as_published(kaggle):
 
 def test_a_file_in_train_and_test_is_refused(kaggle):
     shutil.copy(kaggle / "train/PNEUMONIA/person1_virus_1.jpeg", kaggle / "test/PNEUMONIA/person800_virus_800.jpeg")
-    with pytest.raises(JobError, match="train and test share a content in 1 files.*person1_virus_1.jpeg"):
+    with pytest.raises(JobError, match=r"train and test share a content in 1 files.*person1_virus_1.jpeg"):
         sort(kaggle)
 
 
@@ -181,7 +181,7 @@ def test_no_images(tmp_path):
     with pytest.raises(JobError, match="it holds no files"):
         sort(tmp_path)
     put(tmp_path, "train/NORMAL/IM-0001-0001.jpeg", b"")
-    with pytest.raises(JobError, match="no usable image in .*1 unreadable"):
+    with pytest.raises(JobError, match=r"no usable image in .*1 unreadable"):
         sort(tmp_path)
 
 

@@ -379,7 +379,7 @@ def _consolidation(chest: _Chest, rng: np.random.Generator) -> tuple[np.ndarray,
     radius = _norm((chest.across - center_x + ragged_x) * aspect, (chest.down - center_y + ragged_y) / aspect)
     # The radius that holds the wanted share of the lung, whatever its outline and the fissure cut away.
     radii = np.sort(radius[lobe > 0.5])
-    reach = radii[min(int(rng.uniform(0.22, 0.34) * len(down)), len(radii) - 1)]
+    reach = radii[min(int(rng.uniform(0.25, 0.38) * len(down)), len(radii) - 1)]
 
     # Densest in the middle, and crossed by the dark branches of airways that stayed open: air bronchograms.
     extent = lobe * _step(reach - radius, 0.08)

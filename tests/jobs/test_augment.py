@@ -1,0 +1,101 @@
+"""Augmentation: off it is the evaluation transform; on, each example's key decides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from jobs.training.augment import augment
+from model.preprocess import to_input
+
+STRENGTH = base.get_config().augment.to_dict()
+OFF = dict.fromkeys(STRENGTH, 0.0) | {"crop_area_min": 1.0}
+
+
+@pytest.fixture(scope="module")
+def films():
+    """Four films with a gradient and a bright square, so that geometry and tone both show."""
+    y, x = np.mgrid[:64, :64]
+    images = np.stack([60 + y + 0.5 * x + 10 * index for index in range(4)]).astype(np.uint8)
+    images[:, 10:20, 40:50] = 250
+    return jnp.asarray(images)
+
+
+def view(films, key=0, **changes):
+    keys = jax.random.split(jax.random.key(key), len(films))
+    return np.asarray(augment(keys, films, 32, 0.0, 1.0, OFF | changes))[..., 0]
+
+
+def test_off_is_the_evaluation_transform(films):
+    keys = jax.random.split(jax.random.key(0), 4)
+    views = augment(keys, films, 48, 0.48, 0.24, OFF)
+    assert np.allclose(views, to_input(films, 48, 0.48, 0.24), atol=1e-5)
+
+
+def test_an_example_depends_on_its_own_key_alone(films):
+    keys = jax.random.split(jax.random.key(1), 4)
+    together = augment(keys, films, 32, 0.48, 0.24, STRENGTH)
+    alone = augment(keys[2:3], films[2:3], 32, 0.48, 0.24, STRENGTH)
+    assert np.allclose(together[2], alone[0], atol=1e-6)
+    other = augment(keys[1:2], films[2:3], 32, 0.48, 0.24, STRENGTH)
+    assert not np.allclose(together[2], other[0], atol=1e-2)
+
+
+def test_everything_on_is_finite_and_in_range(films):
+    keys = jax.random.split(jax.random.key(2), 4)
+    views = np.asarray(augment(keys, films, 32, 0.0, 1.0, STRENGTH))
+    assert views.shape == (4, 32, 32, 1)
+    assert np.isfinite(views).all() and views.min() >= 0 and views.max() <= 1
+
+
+def test_flip_mirrors(films):
+    assert np.allclose(view(films, flip_probability=1.0), view(films)[:, :, ::-1], atol=1e-5)
+
+
+def test_shift_moves_without_scaling(films):
+    moved, plain = view(films, shift=0.5)[0], view(films)[0]
+    peak = lambda image: np.argwhere(image > 0.9).mean(axis=0)
+    assert np.abs(peak(moved) - peak(plain)).max() > 1
+    assert abs((moved > 0.9).sum() - (plain > 0.9).sum()) <= 6
+
+
+def test_crop_magnifies(films):
+    areas = [(view(films, key, crop_area_min=0.25)[0] > 0.9).sum() for key in range(12)]
+    plain = (view(films)[0] > 0.9).sum()
+    assert max(areas) > 1.5 * plain  # a quarter of the area, magnified up to fourfold
+
+
+def test_rotation_keeps_the_centre(films):
+    turned, plain = view(films, rotation_degrees=25.0), view(films)
+    assert np.allclose(turned[:, 15:17, 15:17], plain[:, 15:17, 15:17], atol=0.03)
+    assert np.abs(turned - plain).max() > 0.1
+
+
+def test_gamma_keeps_order_contrast_keeps_the_mean_brightness_shifts_it(films):
+    plain = view(films)[0]
+    gamma = view(films, log_gamma=0.5)[0]
+    assert (np.argsort(gamma.ravel()[::37]) == np.argsort(plain.ravel()[::37])).all()
+    assert view(films, log_contrast=0.2)[0].mean() == pytest.approx(plain.mean(), abs=0.01)
+    shifted = view(films, brightness=0.1)[0] - plain
+    inside = shifted[plain < 0.8]
+    assert np.ptp(inside) < 1e-4 and 0.001 < abs(inside.mean()) <= 0.1
+
+
+def test_blur_keeps_the_mean_and_softens_edges(films):
+    plain, soft = view(films)[0], view(films, blur=1.0)[0]
+    assert soft.mean() == pytest.approx(plain.mean(), abs=2e-3)
+    assert np.abs(np.diff(soft, axis=1)).max() < np.abs(np.diff(plain, axis=1)).max()
+
+
+def test_noise_has_the_stated_bound_on_its_deviation(films):
+    spread = [(view(films, key, noise=0.1)[1] - view(films)[1])[14:, :].std() for key in range(8)]
+    assert max(spread) <= 0.105 and max(spread) > 0.05
+
+
+def test_erasing_paints_corners_only_with_the_mean(films):
+    plain, erased = view(films), view(films, erase_probability=1.0, erase_side=0.3)
+    changed = np.abs(plain - erased) > 1e-6
+    assert changed[:, :10, :10].any() and changed[:, -10:, -10:].any()
+    assert not changed[:, 10:22, 10:22].any()
+    assert np.allclose(erased[0, 0, 0], plain[0].mean(), atol=1e-6)

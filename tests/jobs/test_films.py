@@ -1,0 +1,74 @@
+"""What is written is what is read; preparing again replaces; what is absent is said."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import JobError
+from jobs.datasets import films
+from jobs.datasets.chest_xray.builder import ChestXray
+from jobs.datasets.chest_xray.source import sort
+from jobs.datasets.phantom.drawing import draw
+
+
+def test_round_trip(phantom_data):
+    split = films.read(phantom_data, "phantom", "train")
+    assert split.images.shape == (48, 224, 224) and split.images.dtype == np.uint8
+    assert np.bincount(split.labels).tolist() == [16, 16, 16]
+    for position, name in enumerate(split.names):
+        phantom = draw(int(name.split("_")[1]))
+        assert (split.images[position] == phantom.image).all()
+        assert (split.masks[position] == phantom.mask).all()
+        assert split.labels[position] == phantom.label
+        assert split.patients[position] == phantom.patient
+
+
+def test_real_films_know_their_source(kaggle, tmp_path):
+    found = sort(kaggle)
+    folder = films.write(ChestXray, found.splits, tmp_path / "data", "kaggle")
+    split = films.read(tmp_path / "data", "chest_xray", "test")
+    assert len(split.labels) == 9 and split.masks is None
+    assert split.facts["license"] == "CC BY 4.0" and "Kermany" in split.facts["citation"]
+    assert split.facts["fingerprint"] == films.fingerprint(found.splits)
+    assert (folder / "metadata.json").exists()
+    original = np.asarray(Image.open(kaggle / "test/NORMAL/IM-0050-0001.jpeg").resize((224, 224), Image.BILINEAR))
+    assert (split.images[split.names.index("IM-0050-0001.jpeg")] == original).all()
+
+
+def test_preparing_again_replaces_and_leaves_nothing_behind(kaggle, tmp_path):
+    data = tmp_path / "data"
+    films.write(ChestXray, sort(kaggle).splits, data, "kaggle")
+    before = films.read(data, "chest_xray", "test").facts["fingerprint"]
+    next(kaggle.glob("test/NORMAL/*")).unlink()
+    films.write(ChestXray, sort(kaggle).splits, data, "kaggle")
+    after = films.read(data, "chest_xray", "test")
+    assert len(after.labels) == 8 and after.facts["fingerprint"] != before
+    assert [path.name for path in data.iterdir()] == ["chest_xray"]
+
+
+def test_fingerprint_follows_labels_and_splits(kaggle):
+    splits = sort(kaggle).splits
+    whole = films.fingerprint(splits)
+    assert films.fingerprint({name: reversed(members) for name, members in splits.items()}) == whole
+    assert films.fingerprint({"train": splits["validation"], "validation": splits["train"]}) != whole
+
+
+def test_no_data_names_the_command(tmp_path):
+    with pytest.raises(JobError, match=r"no prepared phantom data in .*prepare.py --source phantom --data_dir"):
+        films.read(tmp_path, "phantom", "train")
+
+
+def test_an_absent_split_names_those_there_are(kaggle, tmp_path):
+    found = sort(kaggle)
+    del found.splits["test"]
+    films.write(ChestXray, found.splits, tmp_path, "kaggle")
+    with pytest.raises(JobError, match=r"no 'test' split \(it has: train, validation\)"):
+        films.read(tmp_path, "chest_xray", "test")
+
+
+def test_table_says_absent(kaggle):
+    found = sort(kaggle)
+    del found.splits["test"]
+    rows = films.table(found.splits)
+    assert rows[0][0] == "normal" and rows[0][3] == "absent"
+    assert rows[-1][1] == "38 (29)"

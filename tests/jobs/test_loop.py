@@ -1,0 +1,200 @@
+"""Whole runs of a tiny network on a few phantoms: log, checkpoints, resuming, stopping."""
+
+import io
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from configs import base
+from jobs import JobError
+from jobs.training import loop, optim, steps
+from model import checkpoint
+
+
+def config(data_dir, **changes):
+    made = base.get_config()
+    made.epochs = 2
+    made.global_batch_size = 16
+    made.data.dir = str(data_dir)
+    made.data.dataset = "phantom"
+    made.data.image_size = 32
+    made.model.options.widths = (4, 8)
+    made.model.options.blocks = (1, 1)
+    made.augment.update(dict.fromkeys(made.augment, 0.0) | {"crop_area_min": 1.0, "flip_probability": 0.5})
+    made.mixup_alpha = 0.0
+    made.optimizer.warmup_epochs = 0.0
+    made.update_from_flattened_dict(changes)
+    return made
+
+
+def train(made, workdir, devices=1):
+    """Trains and returns what was printed."""
+    text = io.StringIO()
+    loop.train(made, workdir, jax.devices()[:devices], Console(file=text, width=200))
+    return text.getvalue()
+
+
+def log(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(phantom_data, tmp_path_factory):
+    """A run of four epochs in one go: its folder and what it printed."""
+    workdir = tmp_path_factory.mktemp("straight")
+    return workdir, train(config(phantom_data, epochs=4), workdir)
+
+
+def test_log_has_an_object_an_epoch(straight):
+    rows = log(straight[0])
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]  # 48 films, 16 a step
+    for row in rows:
+        assert {"train_loss", "val_loss", "val_accuracy", "val_macro_f1", "val_auroc", "seconds"} <= row.keys()
+        assert math.isfinite(row["train_loss"]) and math.isfinite(row["val_loss"])
+    assert rows[0]["learning_rate"] > rows[-1]["learning_rate"]
+
+
+def test_what_a_run_leaves_behind(straight):
+    workdir, printed = straight
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "config.json").read_text())["model"]["options"]["widths"] == [4, 8]
+    assert any("tfevents" in path.name for path in (workdir / "tensorboard").iterdir())
+    assert "epoch   4/4" in printed and "python jobs/evaluate.py --checkpoint" in printed
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(straight):
+    rows = log(straight[0])
+    best = checkpoint.load(straight[0], "best")
+    assert best.step == min(rows, key=lambda row: row["val_loss"])["step"]
+    assert best.meta["metrics"]["val_loss"] == min(row["val_loss"] for row in rows)
+    assert best.meta["classes"] == ["normal", "bacterial", "viral"]
+    assert best.meta["dataset"]["name"] == "phantom" and len(best.meta["dataset"]["fingerprint"]) == 64
+    assert len(checkpoint.steps(straight[0])) <= 3
+
+
+def test_another_metric_selects(phantom_data, tmp_path):
+    made = config(phantom_data, epochs=3, **{"select.metric": "val_accuracy", "select.mode": "max"})
+    train(made, tmp_path)
+    rows = log(tmp_path)
+    assert checkpoint.load(tmp_path).meta["metrics"]["val_accuracy"] == max(row["val_accuracy"] for row in rows)
+
+
+def test_going_on_gives_the_run_that_was_not_interrupted(phantom_data, straight, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    save = checkpoint.Writer.save
+
+    def save_and_die(self, step, *args, **kwargs):
+        save(self, step, *args, **kwargs)
+        if step == 6:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.Writer, "save", save_and_die)
+        train(config(phantom_data, epochs=4), tmp_path)
+    printed = train(config(phantom_data, epochs=4), tmp_path)
+    assert "going on after epoch 2 of 4" in printed
+    times = ("seconds", "images_per_second")
+    strip = lambda rows: [{k: v for k, v in row.items() if k not in times} for row in rows]
+    assert strip(log(tmp_path)) == strip(log(straight[0]))
+    for which in ("best", "latest"):
+        one, other = (checkpoint.load(folder, which, train=True) for folder in (tmp_path, straight[0]))
+        assert one.step == other.step
+        for name in ("variables", "train"):
+            pairs = zip(jax.tree.leaves(getattr(one, name)), jax.tree.leaves(getattr(other, name)), strict=True)
+            assert all((a == b).all() for a, b in pairs)
+
+
+def test_a_finished_run_is_not_trained_further(phantom_data, straight):
+    before = (straight[0] / "log.jsonl").read_text()
+    printed = train(config(phantom_data, epochs=4), straight[0])
+    assert "going on after epoch 4 of 4" in printed
+    assert (straight[0] / "log.jsonl").read_text() == before
+
+
+def test_another_config_in_the_same_place_is_refused(phantom_data, straight):
+    with pytest.raises(JobError, match=r"holds a run of another config \(label_smoothing: 0.05 -> 0.1; seed: 0 -> 1\)"):
+        train(config(phantom_data, epochs=4, seed=1, label_smoothing=0.1), straight[0])
+
+
+def test_early_stopping(phantom_data, tmp_path):
+    made = config(phantom_data, epochs=50, early_stopping_epochs=2)
+    made.select.metric = "val_accuracy"
+    made.optimizer.learning_rate = 0.0  # nothing changes, so the first epoch stays the best
+    made.select.mode = "max"
+    printed = train(made, tmp_path)
+    assert [row["epoch"] for row in log(tmp_path)] == [1, 2, 3]
+    assert "stopped early: no better val_accuracy in 2 epochs" in printed
+
+
+def test_reduce_on_plateau(phantom_data, tmp_path):
+    made = config(phantom_data, epochs=4)
+    made.optimizer.schedule, made.optimizer.learning_rate = "constant", 1e-12
+    made.optimizer.plateau_factor, made.optimizer.plateau_patience = 0.5, 1
+    made.select.metric, made.select.mode = "val_accuracy", "max"
+    train(made, tmp_path)
+    rates = [row["learning_rate"] for row in log(tmp_path)]
+    np.testing.assert_allclose(rates, [1e-12, 1e-12, 0.5e-12, 0.25e-12])
+    stored = checkpoint.load(tmp_path, "latest", train=True).train
+    scales = [
+        value for name, value in checkpoint.to_arrays(stored).items() if name.endswith(f"hyperparams/{optim.PLATEAU}")
+    ]
+    assert [float(scale) for scale in scales] == [0.25]
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_it_had(phantom_data, tmp_path, monkeypatch):
+    train(config(phantom_data, epochs=1), tmp_path)
+    made = config(phantom_data, epochs=3)
+    real = steps.make_train_step
+
+    def poisoned(*args):
+        step = real(*args)
+
+        def nan_step(state, data, indices):
+            state, metrics = step(state, data, indices)
+            return state, metrics | {"skipped": np.float32(1), "loss": np.float32("nan")}
+
+        return nan_step
+
+    made.max_skipped_steps = 4
+    monkeypatch.setattr(steps, "make_train_step", poisoned)
+    with pytest.raises(JobError, match="holds a run of another config .max_skipped_steps: 20 -> 4"):
+        train(made, tmp_path)
+    made.max_skipped_steps = 2
+    with pytest.raises(JobError, match="2 steps in a row gave no finite loss or gradient; lower --config.optimizer"):
+        train(made, tmp_path / "other")
+    assert checkpoint.load(tmp_path).step == 3
+
+
+def test_two_devices_are_told(phantom_data, tmp_path):
+    printed = train(config(phantom_data, epochs=1), tmp_path, devices=2)
+    assert "2 x cpu, 16 films a step, SyncBN" in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "config.dtype is 'float16'; known: float32, bfloat16"),
+        ({"select.metric": "loss"}, "config.select.metric is 'loss'; known: val_loss, "),
+        ({"data.balance": "smote"}, "config.data.balance is 'smote'; known: none, loss, sampling"),
+        ({"epochs": 0}, "config.epochs is 0; it must be from 1 to inf"),
+        ({"augment.crop_area_min": 1.5}, "config.augment.crop_area_min is 1.5; it must be from 0.01 to 1"),
+        ({"model.architecture": "vgg"}, "config.model: unknown architecture 'vgg'; known: cnn, resnet"),
+        ({"global_batch_size": 64}, "a global batch of 64 is more than the 48 training films"),
+    ],
+)
+def test_impossible_configs_name_the_value_and_the_bound(phantom_data, tmp_path, changes, message):
+    with pytest.raises(JobError) as error:
+        train(config(phantom_data, **changes), tmp_path)
+    assert message in str(error.value)
+
+
+def test_no_data_gives_the_command(tmp_path):
+    with pytest.raises(JobError, match="prepare it: python jobs/prepare.py --source phantom"):
+        train(config(tmp_path / "nothing"), tmp_path / "run")

@@ -1,0 +1,87 @@
+"""Learning rates and optimizers, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jobs import JobError
+from jobs.training import optim
+
+PARAMS = {"conv": {"kernel": jnp.full((2, 2), 2.0)}, "norm": {"scale": jnp.ones(2), "bias": jnp.full(2, 3.0)}}
+ZERO = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def sgd(**changes):
+    options = {"momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0} | changes
+    return optim.build("sgd", lambda step: 0.1, **options)
+
+
+def test_cosine_with_warm_up():
+    rate = optim.schedule("cosine", 1.0, warmup_steps=10, total_steps=110)
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == pytest.approx(0.5)
+    assert float(rate(10)) == pytest.approx(1.0)
+    assert float(rate(60)) == pytest.approx((1 + 0.01) / 2, rel=1e-4)
+    assert float(rate(110)) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_constant_and_no_warm_up():
+    assert [float(optim.schedule("constant", 0.5, 4, 100)(step)) for step in (0, 2, 50)] == [0, 0.25, 0.5]
+    assert float(optim.schedule("cosine", 0.5, 0, 100)(0)) == 0.5
+
+
+def test_weight_decay_leaves_norms_and_biases():
+    optimizer = sgd(weight_decay=0.5)
+    updates, _ = optimizer.update(ZERO, optimizer.init(PARAMS), PARAMS)
+    assert np.allclose(updates["conv"]["kernel"], -0.1 * 0.5 * 2)
+    assert (updates["norm"]["scale"] == 0).all() and (updates["norm"]["bias"] == 0).all()
+
+
+def test_clipping_bounds_the_global_norm():
+    gradients = jax.tree.map(jnp.ones_like, PARAMS)  # eight ones: norm sqrt(8)
+    optimizer = sgd(clip_norm=0.5)
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    assert np.allclose(updates["conv"]["kernel"], -0.1 * 0.5 / np.sqrt(8))
+
+
+def test_adamw_first_step_is_the_sign():
+    optimizer = optim.build("adamw", lambda step: 0.1, 0.9, weight_decay=0.0, clip_norm=0.0)
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, -0.03), PARAMS)
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    assert np.allclose(updates["conv"]["kernel"], 0.1, rtol=1e-4)
+
+
+def test_plateau_scale_multiplies_updates():
+    optimizer = sgd()
+    state = optim.set_plateau_scale(optimizer.init(PARAMS), np.float32(0.25))
+    updates, state = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    assert np.allclose(updates["conv"]["kernel"], -0.025)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    assert np.allclose(updates["conv"]["kernel"], -0.025)  # and stays until it is set again
+
+
+def test_plateau_is_a_function_of_the_log():
+    scale = lambda scores: optim.plateau_scale(scores, 0.5, 2)
+    assert scale([]) == 1
+    assert scale([1, 0.5]) == 1
+    assert scale([1, 0.5, 1]) == 0.5  # two epochs without a new best
+    assert scale([1, 0.5, 0.4, 2, 1]) == 0.5
+    assert scale([1, 0, 0, 0, 0]) == 0.25
+    assert optim.plateau_scale([1, 0, 0, 0, 0], 1.0, 2) == 1
+
+
+def test_class_weights_average_to_one_over_the_films():
+    counts = [10, 30, 20]
+    weights = optim.class_weights(counts)
+    assert weights == pytest.approx((2, 2 / 3, 1))
+    assert sum(weight * count for weight, count in zip(weights, counts, strict=True)) == pytest.approx(60)
+
+
+def test_what_is_unknown_is_named():
+    with pytest.raises(JobError, match="unknown optimizer 'adam'; known: adamw, sgd"):
+        optim.build("adam", lambda step: 0.1, 0.9, 0.0, 0.0)
+    with pytest.raises(JobError, match="unknown schedule 'step'; known: cosine, constant"):
+        optim.schedule("step", 1.0, 0, 10)
+    with pytest.raises(JobError, match="warm-up of 10 steps leaves nothing of a run of 10"):
+        optim.schedule("cosine", 1.0, 10, 10)

@@ -1,0 +1,165 @@
+"""The pmapped step: the same on any number of devices, honest about what is not finite."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from jobs import JobError
+from jobs.training import loop, steps
+from model.registry import build
+
+DEVICES = (1, 2, 4, 8)
+LABELS = np.arange(24, dtype=np.int32) % 3
+IMAGES = (np.random.default_rng(0).normal(110, 40, (24, 64, 64)) + 25 * LABELS[:, None, None]).clip(0, 255)
+IMAGES = IMAGES.astype(np.uint8)
+
+
+def config(**changes):
+    made = base.get_config()
+    made.epochs = 4
+    made.global_batch_size = 16
+    made.sync_batch_norm = "true"
+    made.data.image_size = 32
+    made.model.options.widths = (4, 8)
+    made.model.options.blocks = (1, 1)
+    made.model.options.dropout = 0.5
+    made.optimizer.warmup_epochs = 0.0
+    made.update(changes)
+    return made
+
+
+def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
+    """`count` steps from the start: losses, the last state, the compiled pieces and the resident data."""
+    chosen = jax.devices()[:devices]
+    compiled = loop.compile_steps(made, labels, chosen)
+    state = steps.replicate(compiled.state, chosen)
+    resident = steps.replicate(steps.Resident(images, labels), chosen)
+    losses = []
+    for step in range(count):
+        state, metrics = compiled.train_step(
+            state, resident, steps.per_device(devices, compiled.order.batch(step % compiled.order.steps_per_epoch))
+        )
+        losses.append(float(metrics["loss"]))
+    return losses, state, compiled, resident
+
+
+@pytest.fixture(scope="module")
+def ten_steps():
+    """Ten steps with everything random switched on, on 1, 2, 4 and 8 devices."""
+    return {devices: run(config(), devices, 10) for devices in DEVICES}
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("devices", DEVICES[1:])
+def test_devices_change_nothing_but_the_order_of_sums(ten_steps, devices):
+    # Float32, SyncBN, dropout, augmentation and mixup on; learning rate 2e-3. The sums of gradients and of batch
+    # statistics are taken in another order, and AdamW's division magnifies that: 1e-4 of the loss, 1e-3 of a parameter.
+    losses, state, *_ = ten_steps[devices]
+    expected, reference, *_ = ten_steps[1]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    for name in ("params", "batch_stats", "ema"):
+        np.testing.assert_allclose(flat(getattr(state, name)), flat(getattr(reference, name)), atol=1e-3)
+
+
+def test_replicas_agree_exactly(ten_steps):
+    state = ten_steps[8][1]
+    for leaf in jax.tree.leaves(state):
+        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        assert len(others) == 7
+        assert all((first == other).all() for other in others)
+
+
+def test_it_learns():
+    losses, *_ = run(config(mixup_alpha=0.0, label_smoothing=0.0), 2, 60)
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_the_state_has_no_device_axis(ten_steps):
+    _, state, compiled, _ = ten_steps[8]
+    assert int(state.step) == 10
+    assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, compiled.state.params)
+
+
+def test_without_sync_the_statistics_still_agree_between_devices():
+    made = config(sync_batch_norm="false")
+    _, state, *_ = run(made, 4, 3)
+    for leaf in jax.tree.leaves(state.batch_stats):
+        shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert all((shards[0] == shard).all() for shard in shards)
+    _, synced, *_ = run(config(), 4, 3)
+    assert np.abs(flat(state.batch_stats) - flat(synced.batch_stats)).max() > 1e-4
+
+
+def test_ema_is_the_stated_average():
+    made = config(ema_decay=0.5)
+    states = [run(made, 1, count)[1] for count in (1, 2)]
+    first, second = (flat(state.params) for state in states)
+    # Step 1 has decay min(.5, 2/11).
+    expected = 2 / 11 * flat(states[0].ema["params"]) + 9 / 11 * second
+    np.testing.assert_allclose(flat(states[1].ema["params"]), expected, atol=1e-6)
+    assert np.abs(first - second).max() > 1e-4
+
+
+def test_without_ema_the_raw_parameters_are_served():
+    _, state, *_ = run(config(ema_decay=0.0), 1, 3)
+    assert (flat(state.ema["params"]) == flat(state.params)).all()
+
+
+def test_mixup_and_smoothing_and_weights_change_the_loss():
+    plain = run(config(mixup_alpha=0.0, label_smoothing=0.0), 1, 1)[0][0]
+    assert abs(run(config(mixup_alpha=0.4, label_smoothing=0.0), 1, 1)[0][0] - plain) > 1e-3
+    assert abs(run(config(mixup_alpha=0.0, label_smoothing=0.2), 1, 1)[0][0] - plain) > 1e-3
+    assert run(config(mixup_alpha=0.0, label_smoothing=0.0, head_l2=1.0), 1, 1)[0][0] > plain + 1e-2
+
+
+def test_loss_weights_by_hand():
+    labels = np.array([0] * 12 + [1] * 6 + [2] * 6, np.int32)
+    made = config(mixup_alpha=0.0, label_smoothing=0.0)
+    made.global_batch_size = 24
+    made.data.balance = "none"
+    plain = run(made, 1, 1, labels=labels)[0][0]
+    made.data.balance = "loss"
+    weighted = run(made, 1, 1, labels=labels)[0][0]
+    # The head starts near zero, so that every film's loss is close to log 3, and the weights have mean 1.
+    assert weighted == pytest.approx(plain, rel=0.2)
+    assert weighted != plain
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
+    made = config()
+    _, before, compiled, resident = run(made, 2, 2)
+    kept = jax.tree.map(np.array, before)
+    poisoned = before.replace(params=jax.tree.map(lambda leaf: leaf * np.float32("nan"), before.params))
+    after, metrics = compiled.train_step(poisoned, resident, steps.per_device(2, compiled.order.batch(0)))
+    assert float(metrics["skipped"]) == 1
+    assert int(after.step) == 3
+    assert (flat(after.ema) == flat(kept.ema)).all()
+    assert (flat(after.opt_state) == flat(kept.opt_state)).all()
+    assert (flat(after.batch_stats) == flat(kept.batch_stats)).all()
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_evaluation_counts_every_film_once(ten_steps, devices):
+    _, state, compiled, resident = ten_steps[devices]
+    probabilities = loop.evaluate(compiled.eval_step, state.ema, resident, len(LABELS), 16, devices)
+    module = build("cnn", {"widths": (4, 8), "blocks": (1, 1), "dropout": 0.5})
+    from model.preprocess import to_input
+
+    logits = module.apply(jax.device_get(state.ema), to_input(IMAGES, 32, 0.48, 0.24))
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=2e-5)
+
+
+def test_a_batch_that_does_not_divide_names_both_numbers():
+    with pytest.raises(JobError, match="global batch of 12 does not divide over 8 devices; .* multiple of 8"):
+        loop.compile_steps(config(global_batch_size=12), LABELS, jax.devices())
+    with pytest.raises(ValueError, match="12 does not divide over 8"):
+        steps.per_device(8, np.zeros((12, 2), np.int32))
+
+
+def test_a_batch_larger_than_the_data_is_named():
+    with pytest.raises(JobError, match="a global batch of 32 is more than the 24 training films"):
+        loop.compile_steps(config(global_batch_size=32), LABELS, jax.devices())
