@@ -12,7 +12,7 @@ from configs import base
 def get_config() -> ConfigDict:
     """A narrow CNN at 96 px with mild augmentation; the global batch divides over up to 8 devices."""
     config = base.get_config()
-    config.epochs = 30
+    config.epochs = 40
     config.global_batch_size = 32
     config.data.dataset = "phantom"
     config.data.image_size = 96

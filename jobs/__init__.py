@@ -12,10 +12,14 @@ class JobError(Exception):
     """Something the user can mend; the message names the value, the bound and the cure."""
 
 
+class UsageError(JobError):
+    """The command was typed in a way that cannot be meant."""
+
+
 def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = JobError) -> None:
     """Runs a job: flags, then `main` with the words that are no flags.
 
-    Exit codes: 0 done (and --help), 2 a flag that cannot be used, 1 any error that `main` raises. JobError and
+    Exit codes: 0 done (and --help), 2 a command that cannot be meant, 1 any error that `main` raises. JobError and
     `mendable` errors are printed as one line, without a traceback.
     """
     script = sys.modules["__main__"].__doc__ or ""
@@ -36,6 +40,6 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             sys.exit(main(argv[1:]))
         except (JobError, mendable) as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(2 if isinstance(error, UsageError) else 1)
 
     app.run(guarded, flags_parser=parse)

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import JobError, run
+from jobs import UsageError, run
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -30,7 +30,7 @@ COLUMNS = ("file", "decision", *CLASSES, "reason")
 
 def main(arguments: list[str]) -> int:
     if not arguments:
-        raise JobError("no file or folder given; python jobs/predict.py --out predictions.csv FILES_OR_FOLDERS")
+        raise UsageError("no file or folder given; python jobs/predict.py --out predictions.csv FILES_OR_FOLDERS")
     decisions = predict(Path(_CHECKPOINT.value), [Path(argument) for argument in arguments], Path(_OUT.value))
     print(f"{_OUT.value}: " + (", ".join(f"{n} {d}" for d, n in decisions.most_common()) or "no files"))
     return 0 if decisions.total() > decisions[REFUSED] else 1
@@ -63,6 +63,8 @@ def walk(source: Path) -> Iterator[Path]:
 
 
 def _answer(predictor: Predictor, file: Path) -> Prediction:
+    if file.exists() and not file.is_file():
+        return Prediction(REFUSED, reason="not a regular file")  # reading a pipe would wait for ever
     try:
         data = file.read_bytes()
     except OSError as error:

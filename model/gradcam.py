@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from model.labels import NORMAL
+
 
 class Heatmaps(NamedTuple):
     """Maps of several classes for several images."""
@@ -52,15 +54,17 @@ def _logit(logits: jax.Array) -> jax.Array:
     return logits
 
 
-def _log_odds(logits: jax.Array) -> jax.Array:
-    others = jnp.where(jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits[:, None, :])  # (N, classes, classes)
-    return logits - jax.nn.logsumexp(others, axis=-1)
+def _against_normal(logits: jax.Array) -> jax.Array:
+    pneumonia = jax.nn.logsumexp(jnp.delete(logits, NORMAL, axis=-1), axis=-1)
+    baseline = logits[..., NORMAL]
+    return (logits - baseline[..., None]).at[..., NORMAL].set(baseline - pneumonia)
 
 
-# The score of a class that is differentiated. A softmax is blind to what is added to every logit, so the map of one
-# logit may show what speaks for all classes alike; the log-odds, log p / (1 - p), show what speaks for one against
-# the others. Unlike p itself they do not flatten out where the network is sure.
-TARGETS = {"logit": _logit, "log_odds": _log_odds}
+# The score of a class that is differentiated. The papers' is its logit. A softmax is blind to what is added to every
+# logit, and a logit may rise with what merely speaks against another disease, such as clear lungs far from a lesion.
+# "against_normal" takes normal as the baseline category (Agresti 2013, section 8.1): bacterial rather than normal,
+# viral rather than normal, and normal rather than either.
+TARGETS = {"logit": _logit, "against_normal": _against_normal}
 
 METHODS = {
     "gradcam": _gradcam,

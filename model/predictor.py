@@ -113,5 +113,5 @@ class Predictor:
         inputs = preprocess.to_input(images, self.meta["image_size"], self.meta["mean"], self.meta["std"])
         if method is None:
             return jax.nn.softmax(jnp.asarray(self.module.apply(variables, inputs))), None
-        logits, heatmaps = gradcam.explain(self.module, variables, inputs, method, target="log_odds")
+        logits, heatmaps = gradcam.explain(self.module, variables, inputs, method, target="against_normal")
         return jax.nn.softmax(logits), heatmaps

@@ -1,0 +1,223 @@
+"""Serves the page: chest films in; out comes what the model makes of each, and where it looked.
+
+    python space/app.py
+    python space/app.py --checkpoint runs/cnn --port 7861
+    python space/app.py --share
+
+Then open http://localhost:7860 in a browser. With GRADIO_SERVER_NAME=0.0.0.0 in the environment other machines are
+served too. Programs ask the endpoint /predict: see "Use via API" at the foot of the page.
+For education and research, never for diagnosis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from model import gradcam, preprocess
+from model.checkpoint import CheckpointError
+from model.labels import CLASSES
+from model.predictor import REFUSED, Prediction, Predictor
+from space import gallery, words
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = {name: HERE / "examples" / f"phantom_{name}.png" for name in CLASSES}
+UPLOAD_MB = 50
+KEPT_MINUTES = 60  # for which uploads and their pictures stay on the server
+METHOD, OPACITY = "gradcam", 0.6
+
+# What `launch` is to be given; tests launch with the same.
+LAUNCH: dict[str, Any] = {
+    # Fonts of the system: the page asks no other server for anything.
+    "theme": gr.themes.Default(
+        primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    ).set(button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800"),
+    "css_paths": [HERE / "style.css"],
+    "max_file_size": f"{UPLOAD_MB}mb",
+    "footer_links": ["api"],
+    "run_history": False,
+    "ssr_mode": False,
+}
+
+
+def build(checkpoint: Path) -> gr.Blocks:
+    """The page over the best model in `checkpoint`; where there is none, a page that says how to get one."""
+    kept = 60 * KEPT_MINUTES
+    with gr.Blocks(title="Pneumoscope", analytics_enabled=False, delete_cache=(kept // 10, kept)) as app:
+        gr.Markdown(words.TITLE)
+        try:
+            predictor = Predictor.open(checkpoint)
+        except CheckpointError as error:
+            print(f"no model to serve: {error}", file=sys.stderr)
+            gr.HTML(words.untrained(error), elem_id="untrained")
+        else:
+            _lay_out(predictor)
+    return app.queue(default_concurrency_limit=2, max_size=64)
+
+
+def _lay_out(predictor: Predictor) -> None:
+    """Places the components and wires them to the functions below."""
+    # Compiled now, or the first visitor would wait for it.
+    blank = np.zeros((1, predictor.storage_size, predictor.storage_size), np.uint8)
+    for compiled in (None, METHOD):
+        next(predictor.predict(blank, compiled))
+
+    # Served as they are: the copies that Gradio makes of other files are deleted like uploads.
+    gr.set_static_paths(HERE / "examples")
+    films = gr.State([])  # paths of the films that were read, whatever the upload box holds by now
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(label="Chest films", file_count="multiple", height=180, elem_id="films")
+            gr.Markdown(
+                f"PNG, JPEG, WebP, TIFF or BMP, up to {UPLOAD_MB} MB each; deleted here after {KEPT_MINUTES} minutes.",
+            )
+            button = gr.Button("Read the films", variant="primary", elem_id="read")
+            gr.Markdown("No film at hand? These are drawings, not X-rays of anyone:")
+            with gr.Row(elem_id="examples"):
+                examples = {
+                    path: gr.Button(f"synthetic: {name}", icon=path, size="sm", min_width=90)
+                    for name, path in EXAMPLES.items()
+                }
+        with gr.Column(scale=3, min_width=300):
+            card = gr.HTML(
+                words.EMPTY + words.notices(predictor.meta),
+                elem_id="answer",
+                js_on_load="element.setAttribute('role', 'status')",  # screen readers announce what it comes to hold
+            )
+            table = gr.HTML(visible=False, elem_id="table")
+            chosen = gr.Dropdown(label="Film shown", filterable=False, visible=False, elem_id="chosen")
+            with gr.Column(visible=False) as where:
+                pictures = gr.Gallery(
+                    label="What speaks for each class",
+                    columns=2,
+                    height="auto",
+                    buttons=["fullscreen"],
+                    elem_id="pictures",
+                )
+                method = gr.Radio(
+                    list(gradcam.METHODS),
+                    value=METHOD,
+                    label="Method of the maps",
+                    info="Where methods disagree, trust the maps less.",
+                    elem_id="method",
+                )
+                opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the maps", elem_id="opacity")
+            with gr.Accordion("What this is", open=False):
+                gr.Markdown(words.about(predictor.meta))
+
+    reading: dict[str, Any] = {
+        "fn": functools.partial(read, predictor),
+        "inputs": files,
+        "outputs": [films, table, chosen],
+        "api_visibility": "private",
+    }
+    showing: dict[str, Any] = {
+        "fn": functools.partial(show, predictor),
+        "inputs": [films, chosen, method, opacity],
+        "outputs": [card, where, pictures],
+        "api_visibility": "private",
+    }
+    # On a phone the answer is below the button.
+    reveal: dict[str, Any] = {
+        "fn": None,
+        "js": "() => document.getElementById('answer').scrollIntoView({block: 'nearest'})",
+    }
+    button.click(**reading).success(**showing).success(**reveal)
+    for path, example in examples.items():
+        picked = example.click(functools.partial(pick, path), outputs=files, api_visibility="private")
+        picked.success(**reading).success(**showing).success(**reveal)
+    # Of the many values of a moving slider only the last one counts.
+    gr.on([chosen.input, method.input, opacity.change], **showing, trigger_mode="always_last", show_progress="hidden")
+
+    # For programs. Hidden components, so that Gradio checks their uploads as it checks those of the page.
+    gr.Button(visible=False).click(
+        functools.partial(predict, predictor),
+        gr.File(label="files", file_count="multiple", visible=False),
+        gr.JSON(label="answers", visible=False),
+        api_name="predict",
+        api_description="For each film: file, decision, probabilities (null where it was refused) and reason.",
+    )
+
+
+def pick(path: Path) -> list[str]:
+    """Puts an example into the upload box."""
+    return [str(path)]
+
+
+def read(predictor: Predictor, files: list[str] | None, progress=gr.Progress()) -> tuple[list[str], Any, Any]:  # noqa: B008
+    """Reads all uploads: (their paths, the table, the choice of the film to show).
+
+    Raises:
+      gr.Error: there are none.
+    """
+    if not files:
+        raise gr.Error("No film is chosen: upload one, or try a synthetic one.", print_exception=False)
+    names = [f"{index}. {Path(path).name}" for index, path in enumerate(files, 1)]
+    predictions = [ask(predictor, path) for path in progress.tqdm(files, unit="films")]
+    readable = [index for index, prediction in enumerate(predictions) if prediction.probabilities is not None]
+    choices = [(name, index) for index, name in enumerate(names)]
+    several = len(files) > 1
+    return (
+        files,
+        gr.HTML(words.table(names, predictions), visible=several),
+        gr.Dropdown(choices, value=readable[0] if readable else 0, visible=several),
+    )
+
+
+def show(predictor: Predictor, films: list[str], chosen: int, method: str, opacity: float) -> tuple[str, Any, Any]:
+    """One of the films that were read: (its answer, whether there are pictures, the pictures)."""
+    path = films[chosen]
+    prediction = ask(predictor, path, method)
+    card = words.answer(Path(path).name, prediction) + words.notices(predictor.meta)
+    if prediction.probabilities is None:
+        return card, gr.Column(visible=False), []
+    pixels = preprocess.decode(Path(path).read_bytes()).pixels
+    return card, gr.Column(visible=True), gallery.items(pixels, prediction, opacity)
+
+
+def predict(predictor: Predictor, files: list[str] | None) -> list[dict[str, Any]]:
+    """Answers to uploads, in order, as JSON values; probabilities keep all their digits."""
+    answers = []
+    for path in files or []:
+        prediction = ask(predictor, path)
+        numbers = prediction.probabilities
+        answers.append(
+            {
+                "file": Path(path).name,
+                "decision": prediction.decision,
+                "probabilities": None if numbers is None else dict(zip(CLASSES, numbers.tolist(), strict=True)),
+                "reason": prediction.reason,
+            }
+        )
+    return answers
+
+
+def ask(predictor: Predictor, path: str, method: str | None = None) -> Prediction:
+    """The answer to one upload."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return Prediction(REFUSED, reason=f"uploads are deleted after {KEPT_MINUTES} minutes; send the film again")
+    return predictor.predict_file(data, method)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=HERE / "checkpoint", help="a bundle or a run directory")
+    parser.add_argument("--port", type=int, default=7860, help="where the page is served (%(default)s)")
+    parser.add_argument("--share", action="store_true", help="also ask Gradio for a public link, good for a week")
+    arguments = parser.parse_args()
+    try:
+        build(arguments.checkpoint).launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
+    except (OSError, OverflowError) as error:
+        sys.exit(f"error: nothing can be served on port {arguments.port} ({error}); give another with --port")
+
+
+if __name__ == "__main__":
+    main()

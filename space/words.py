@@ -1,0 +1,121 @@
+"""The words of the page, as HTML and Markdown: an answer, the table of several, and what the model is.
+
+File names and reasons come from uploads and are escaped.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+from model.checkpoint import CheckpointError
+from model.labels import CLASSES
+from model.predictor import REFUSED, Prediction
+from space.gallery import percent
+
+TITLE = """# Pneumoscope
+Reads a chest X-ray of a child: normal, bacterial pneumonia or viral pneumonia, how sure it is, and where it looked."""
+EMPTY = "<p>The answer appears here. Choose films and press <em>Read the films</em>, or try a synthetic one.</p>"
+DECISIONS = {
+    "normal": "Normal",
+    "bacterial": "Bacterial pneumonia",
+    "viral": "Viral pneumonia",
+    REFUSED: "This film was not read",
+}
+FIGURES = {  # by their names in a checkpoint's meta
+    "val_accuracy": "{:.1%} of films get the right one of the three classes",
+    "val_balanced_accuracy": "{:.1%} if every class counts the same",
+    "val_binary_accuracy": "{:.1%} are told right as normal or pneumonia",
+    "val_binary_auroc": "{:.3f} AUROC of normal against pneumonia (0.5 is guessing, 1 is perfect)",
+    "val_macro_f1": "{:.3f} macro-F1 of the three classes",
+    "val_ece": "{:.3f} calibration error (0: of the answers given 80 %, 80 % are right)",
+}
+_NOTICE = (
+    "<p class='notice'><strong>Not a medical device: for education and research, never for diagnosis.</strong> "
+    "Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, not even by experts.</p>"
+)
+_SYNTHETIC = (
+    "<p class='notice'><strong>This model was trained on synthetic drawings.</strong> "
+    "What it answers to a real film means nothing.</p>"
+)
+_COMMANDS = """\
+python jobs/prepare.py --source FOLDER_OR_ARCHIVE --data_dir data
+python jobs/train.py --config configs/cnn.py --workdir runs/cnn
+python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint
+python space/app.py --checkpoint space/checkpoint"""
+
+
+def notices(meta: dict[str, Any]) -> str:
+    """HTML of what must stand right where an answer is read."""
+    return (_SYNTHETIC if meta["dataset"]["name"] == "phantom" else "") + _NOTICE
+
+
+def answer(name: str, prediction: Prediction) -> str:
+    """HTML of one answer: the decision and a bar a class, or why there is none."""
+    words = DECISIONS.get(prediction.decision, prediction.decision.capitalize())
+    lines = [f"<p class='file'>{html.escape(name)}</p><h2>{words}</h2>"]
+    if prediction.reason:
+        lines.append(f"<p>{html.escape(prediction.reason[0].upper() + prediction.reason[1:])}.</p>")
+    if prediction.probabilities is not None:
+        lines.append("<table class='bars'><caption>Probabilities</caption>")
+        for label, probability in zip(CLASSES, prediction.probabilities, strict=True):
+            emphasis = " class='decided'" if label == prediction.decision else ""
+            lines.append(
+                f"<tr{emphasis}><th scope='row'>{label}</th>"
+                f"<td>{percent(probability)}</td>"
+                f"<td aria-hidden='true'><div style='width: {100 * probability:.1f}%'></div></td></tr>"
+            )
+        lines.append("</table>")
+    return "".join(lines)
+
+
+def table(names: list[str], predictions: list[Prediction]) -> str:
+    """HTML table of several answers."""
+    head = "".join(f"<th scope='col'>{name}</th>" for name in ("film", "decision", *CLASSES))
+    rows = []
+    for name, prediction in zip(names, predictions, strict=True):
+        numbers = prediction.probabilities
+        shares = ["–"] * len(CLASSES) if numbers is None else [percent(number) for number in numbers]
+        reason = f"<small>{html.escape(prediction.reason)}</small>" if prediction.reason else ""
+        cells = "</td><td>".join([prediction.decision + reason, *shares])
+        rows.append(f"<tr><th scope='row'>{html.escape(name)}</th><td>{cells}</td></tr>")
+    # Focusable, so that what does not fit can be scrolled to with the keyboard.
+    return (
+        "<div class='scroll' tabindex='0' role='region' aria-label='All answers'>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def about(meta: dict[str, Any]) -> str:
+    """Markdown of what a checkpoint says of itself."""
+    dataset, metrics, side = meta["dataset"], meta["metrics"], meta["image_size"]
+    shapes = [entry["shape"] for name, entry in meta["arrays"].items() if name.startswith("variables/params/")]
+    # A figure is None where it is not defined, such as AUROC where one class is absent.
+    known = [name for name in FIGURES if metrics.get(name) is not None]
+    figures = "\n".join(f"- {FIGURES[name].format(metrics[name])}" for name in known)
+    return f"""\
+**The model.** A neural network (`{meta["architecture"]}`, {sum(map(math.prod, shapes)):,} parameters) that sees films
+in gray, squashed to {side} x {side} pixels. Epoch {meta["epoch"]}, step {meta["step"]}.
+
+**Trained on** `{dataset["name"]}` (from `{dataset["source"]}`), licence {dataset["license"]}. {dataset["citation"]}
+
+**How good it is** on films of that set that it was not trained on:
+
+{figures}
+
+Expect worse on films of other hospitals, machines and ages. Any picture gets an answer, also one that is no chest
+X-ray.
+
+**The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
+map is not the most in another. Where the methods disagree, trust the maps less."""
+
+
+def untrained(error: CheckpointError) -> str:
+    """HTML of the page that has no model: why, and how to get one."""
+    return (
+        f"<h2>There is no model here yet</h2><p>The reason: {html.escape(str(error))}.</p>"
+        f"<p>These commands train one and serve it:</p><pre tabindex='0'>{_COMMANDS}</pre>"
+        "<p>Without data, <code>--source phantom</code> and <code>--config configs/demo.py</code> do it with "
+        f"synthetic drawings, within minutes.</p>{_NOTICE}"
+    )

@@ -1,0 +1,257 @@
+"""The commands as a person types them, one after the other, on a small source of real files."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.datasets.phantom.drawing import draw
+from model import checkpoint
+from model.predictor import Predictor
+from tests.conftest import jpeg
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview")
+
+CONFIG = """
+from configs import base
+
+def get_config():
+    config = base.get_config()
+    config.epochs = 1
+    config.global_batch_size = 8
+    config.data.dataset = "phantom"
+    config.data.image_size = 32
+    config.model.options.widths = (4, 8)
+    config.model.options.blocks = (1, 1)
+    config.optimizer.warmup_epochs = 0.0
+    return config
+"""
+
+
+def job(name, *arguments, cwd=ROOT):
+    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def done(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def run(phantom_data, tmp_path_factory):
+    """A run of one epoch, by the command."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.py").write_text(CONFIG)
+    out = done(
+        job("train", "--config", folder / "tiny.py", "--workdir", folder / "run", f"--config.data.dir={phantom_data}")
+    )
+    assert "epoch   1/1" in out
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("bundle") / "checkpoint"
+    printed = done(job("bundle", "--checkpoint", run, "--out", out, "--dtype", "bfloat16"))
+    assert "epoch 1, bfloat16" in printed
+    return out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains(name):
+    out = done(job(name, "--help"))
+    assert f"python jobs/{name}.py" in out and "Flags:" in out
+    assert "--" in out.split("Flags:")[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS[:-1])
+def test_an_unknown_flag_is_a_usage_error(name):
+    result = job(name, "--nonsense")
+    assert result.returncode == 2
+    assert "nonsense" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_config_typo_is_met_with_a_suggestion(run):
+    result = job("train", "--config", run.parent / "tiny.py", "--workdir", run, "--config.epoch=3")
+    assert result.returncode != 0
+    assert 'Did you mean "epochs"' in result.stderr
+
+
+def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path):
+    (kaggle / "train/NORMAL/IM-0990-0001.jpeg").write_bytes(jpeg(1)[:500])
+    shutil.rmtree(kaggle / "test")
+    out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
+    assert "absent" in out and "The source has no test split" in out and "Set aside: 1 unreadable" in out
+    rows = list(csv.DictReader((tmp_path / "data/quarantine.csv").open()))
+    assert rows[0]["file"] == "train/NORMAL/IM-0990-0001.jpeg" and rows[0]["reason"] == "unreadable"
+    again = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
+    assert again == out
+
+
+def test_prepare_refuses_in_one_line(tmp_path):
+    result = job("prepare", "--source", tmp_path, "--data_dir", tmp_path / "data")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no usable image") and "Traceback" not in result.stderr
+
+
+def test_train_without_data_gives_the_command(run, tmp_path):
+    result = job(
+        "train", "--config", run.parent / "tiny.py", "--workdir", tmp_path / "x", f"--config.data.dir={tmp_path}"
+    )
+    assert result.returncode == 1
+    assert "python jobs/prepare.py --source phantom" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_path):
+    out = done(
+        job("evaluate", "--checkpoint", run, "--split", "test", "--data_dir", phantom_data, "--out", tmp_path / "out")
+    )
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    plots = ("confusion_matrix", "roc", "precision_recall", "reliability", "class_distribution", "heatmaps")
+    assert written == {"metrics.json", "predictions.csv", *(f"{name}.png" for name in plots)}
+    for name in plots:
+        assert str(tmp_path / "out" / f"{name}.png") in out
+        assert Image.open(tmp_path / "out" / f"{name}.png").width > 300
+    measured = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert measured["count"] == 12 and sum(map(sum, measured["confusion_matrix"])) == 12
+    assert measured["pointing_game"].keys() == {"normal", "bacterial", "viral"}
+    assert "peaks inside the bacterial lesion in" in out
+    rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
+    assert list(rows[0]) == ["name", "patient", "label", "normal", "bacterial", "viral"]
+    right = [max(("normal", "bacterial", "viral"), key=lambda name: float(row[name])) == row["label"] for row in rows]
+    assert np.mean(right) == pytest.approx(measured["accuracy"])
+
+
+def test_evaluate_says_which_split_is_absent(run, kaggle, tmp_path):
+    result = job("evaluate", "--checkpoint", run, "--split", "test", "--data_dir", tmp_path, "--out", tmp_path / "o")
+    assert result.returncode == 1 and "no prepared phantom data" in result.stderr
+
+
+def test_a_bundle_is_slim_whole_and_attributed(run, bundle):
+    files = {path.relative_to(bundle).parts[0] for path in bundle.rglob("*")}
+    best = checkpoint.load(run, "best")
+    assert files == {str(best.step), "ATTRIBUTION.md"}
+    assert "phantom" in (bundle / "ATTRIBUTION.md").read_text()
+    stored = checkpoint.load(bundle)
+    assert str(stored.variables["params"]["stem"]["conv"]["kernel"].dtype) == "bfloat16"
+    assert str(stored.variables["params"]["head"]["dense"]["bias"].dtype) == "float32"
+    assert stored.meta["arrays"]["variables/params/stem/conv/kernel"]["dtype"] == "bfloat16"
+    assert not (bundle / str(best.step) / "train").exists()
+
+
+def test_a_bundle_of_a_bundle_and_its_calibration(run, bundle, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(bundle, copied)
+    (copied / "calibration.json").write_text("{}")
+    for _ in range(2):  # the second replaces the first
+        done(job("bundle", "--checkpoint", copied, "--out", tmp_path / "again"))
+    assert (tmp_path / "again/calibration.json").read_text() == "{}"
+
+
+def test_a_bundle_replaces_nothing_that_is_not_one(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    result = job("bundle", "--checkpoint", run, "--out", tmp_path)
+    assert result.returncode == 1 and "it holds thesis.tex" in result.stderr
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
+    films = tmp_path / "films"
+    (films / "deep").mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(draw(index).image).save(films / "deep" / f"{index}.png")
+    (films / "notes.txt").write_text("not a film")
+    (films / "cut.jpeg").write_bytes(jpeg(5)[:300])
+    (films / "empty.png").write_bytes(b"")
+    (films / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    out = done(job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", films, tmp_path / "absent.png"))
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert list(rows[0]) == ["file", "decision", "normal", "bacterial", "viral", "reason"]
+    decisions = {Path(row["file"]).name: row["decision"] for row in rows}
+    assert len(rows) == 8
+    assert {name for name, decision in decisions.items() if decision == "refused"} == {
+        "notes.txt", "cut.jpeg", "empty.png", "dangling.png", "absent.png",
+    }  # fmt: skip
+    assert all(row["reason"] for row in rows if row["decision"] == "refused")
+    assert "5 refused" in out
+    predictor = Predictor.open(bundle)
+    buffer = io.BytesIO()
+    Image.fromarray(draw(1).image).save(buffer, "PNG")
+    served = predictor.predict_file(buffer.getvalue())
+    row = next(row for row in rows if row["file"].endswith("1.png"))
+    assert row["decision"] == served.decision
+    written = [float(row[name]) for name in ("normal", "bacterial", "viral")]
+    np.testing.assert_allclose(written, served.probabilities, atol=1e-6)
+
+
+def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no")
+    result = job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", tmp_path / "a.png")
+    assert result.returncode == 1
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
+
+
+def test_predict_without_files_or_checkpoint(tmp_path):
+    result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "p.csv", tmp_path)
+    assert result.returncode == 1 and "python jobs/train.py" in result.stderr
+    result = job("predict", "--out", tmp_path / "p.csv")
+    assert result.returncode == 2 and "no file or folder given" in result.stderr
+
+
+def test_evaluated_and_served_predictions_are_equal(run, phantom_data, tmp_path):
+    done(job("evaluate", "--checkpoint", run, "--split", "test", "--data_dir", phantom_data, "--out", tmp_path))
+    predictor = Predictor.open(run)
+    for row in csv.DictReader((tmp_path / "predictions.csv").open()):
+        buffer = io.BytesIO()
+        Image.fromarray(draw(int(row["name"].split("_")[1])).image).save(buffer, "PNG")
+        served = predictor.predict_file(buffer.getvalue()).probabilities
+        np.testing.assert_allclose([float(row[name]) for name in ("normal", "bacterial", "viral")], served, atol=1e-6)
+
+
+def test_preview_is_a_sheet_of_nine_rows(run, phantom_data, tmp_path):
+    done(
+        job(
+            "preview",
+            "--config",
+            run.parent / "tiny.py",
+            f"--config.data.dir={phantom_data}",
+            "--out",
+            tmp_path / "s.png",
+        )
+    )
+    sheet = Image.open(tmp_path / "s.png")
+    assert sheet.size == (8 * 36 + 4, 16 + 9 * (36 + 16))
+    assert np.asarray(sheet).std() > 20
+
+
+def test_the_full_size_films_are_read_as_their_small_copies(shared, tmp_path):
+    bundled = ROOT / "space" / "checkpoint"
+    predictor = Predictor.open(bundled)
+    copies = {path.name: path for path in (shared / "chest_xray/train").rglob("*.jpeg")}
+    originals = sorted((shared / "originals").rglob("*.jpeg"))
+    assert len(originals) == 72
+    differences = [
+        np.abs(
+            predictor.predict_file(path.read_bytes()).probabilities
+            - predictor.predict_file(copies[path.name].read_bytes()).probabilities
+        ).max()
+        for path in originals
+    ]
+    assert np.median(differences) < 0.02

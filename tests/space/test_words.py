@@ -1,0 +1,80 @@
+"""The words of the page: escaped, complete, and the notices beside the answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.checkpoint import CheckpointError
+from model.labels import CLASSES
+from model.predictor import REFUSED, Prediction
+from space import words
+
+ANSWERED = Prediction("viral", np.array([0.05, 0.2, 0.75]))
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+def test_answer_gives_decision_and_every_probability():
+    text = words.answer("film.png", ANSWERED)
+    assert "<h2>Viral pneumonia</h2>" in text
+    for name, share in zip(CLASSES, ("5.0 %", "20.0 %", "75.0 %"), strict=True):
+        assert f"<th scope='row'>{name}</th><td>{share}</td>" in text
+    assert text.count("class='decided'") == 1 and "class='decided'><th scope='row'>viral" in text
+
+
+def test_refusal_gives_its_reason_and_no_probabilities():
+    text = words.answer("film.png", Prediction(REFUSED, reason="image is 12 x 9 px; at least 64 x 64 is needed"))
+    assert "<h2>This film was not read</h2><p>Image is 12 x 9 px; at least 64 x 64 is needed.</p>" in text
+    assert "<table" not in text and "%" not in text
+
+
+def test_a_decision_without_words_of_its_own_is_still_shown():
+    text = words.answer("film.png", Prediction("uncertain", ANSWERED.probabilities, reason="two classes are close"))
+    assert "<h2>Uncertain</h2><p>Two classes are close.</p>" in text and "75.0 %" in text
+
+
+def test_table_has_a_row_a_film():
+    text = words.table(["1. a.png", "2. b.png"], [ANSWERED, Prediction(REFUSED, reason="the file is empty")])
+    assert "1. a.png</th><td>viral</td><td>5.0 %</td><td>20.0 %</td><td>75.0 %</td></tr>" in text
+    assert "2. b.png</th><td>refused<small>the file is empty</small></td><td>–</td><td>–</td><td>–</td></tr>" in text
+
+
+def test_names_and_reasons_are_escaped():
+    refused = Prediction(REFUSED, reason=HOSTILE)
+    for text in (
+        words.answer(HOSTILE, refused),
+        words.table([HOSTILE], [refused]),
+        words.untrained(CheckpointError(HOSTILE)),
+    ):
+        assert "<img" not in text and "&lt;img src=x" in text
+
+
+def test_notices_stand_beside_every_answer_and_warn_of_phantoms(predictor):
+    notice = words.notices(predictor.meta)
+    assert "Not a medical device: for education and research, never for diagnosis." in notice
+    assert "cannot be told apart reliably" in notice and "synthetic" not in notice
+    phantom = words.notices({"dataset": predictor.meta["dataset"] | {"name": "phantom"}})
+    assert "This model was trained on synthetic drawings." in phantom and notice in phantom
+
+
+def test_about_says_what_the_checkpoint_says(predictor):
+    text = words.about(predictor.meta)
+    convolutions = 9 * 1 * 4 + 2 * 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 4 * 8  # stem, two blocks, one shortcut
+    norms = 2 * (4 + 4 + 4 + 8 + 8 + 8)
+    assert f"{convolutions + norms + 8 * 3 + 3:,} parameters" in text
+    assert "32 x 32 pixels. Epoch 3, step 7." in text
+    assert "`chest_xray` (from `some_folder`), licence CC BY 4.0. A. Author: Films of Somewhere" in text
+    assert "- 81.2% of films" in text and "- 0.062 calibration error" in text
+    assert "AUROC" not in text  # not defined on this split
+
+
+def test_untrained_gives_the_reason_and_the_way_out():
+    text = words.untrained(CheckpointError("no checkpoint in nowhere"))
+    assert "The reason: no checkpoint in nowhere." in text
+    at = [text.index(f"python jobs/{job}.py ") for job in ("prepare", "train", "bundle")]
+    assert at == sorted(at)
+
+
+@pytest.mark.parametrize("figure", words.FIGURES.values())
+def test_figures_are_sentences_with_a_number(figure):
+    assert figure.format(0.5).startswith(("50.0% ", "0.500 "))
