@@ -39,7 +39,7 @@ types: .venv/requirements-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

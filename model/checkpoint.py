@@ -186,16 +186,30 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
             f"--workdir {directory}"
         )
     problems: list[str] = []
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(directory.resolve(), item_names=ITEMS, options=options) as manager:
-        for step, meta in _ordered(manager, found, which, problems):
-            try:
-                checkpoint = _restore(manager, step, meta, train)
-            except Exception as error:  # Orbax and tensorstore raise a dozen kinds for damaged files
-                problems.append(_skipped(step, error))
-                continue
-            return checkpoint
+    for step, meta in _ordered(directory, found, which, problems):
+        if train and not any(name.startswith("train/") for name in meta["arrays"]):
+            raise CheckpointError(f"{directory} is a bundle: it holds nothing to resume from; give another --workdir")
+        try:
+            return _restore(directory, step, meta, train)
+        except Exception as error:  # Orbax and tensorstore raise a dozen kinds for damaged files
+            problems.append(_skipped(step, error))
     raise CheckpointError(f"no step of {directory} can be loaded: " + "; ".join(problems))
+
+
+def set_aside_damaged(directory: Path) -> list[Path]:
+    """Renames every step that cannot be read whole to `damaged-<step>`, so that a Writer can go on without it.
+
+    A Writer cannot open a directory in which a step's metrics are cut, nor save below a step that is newer.
+    """
+    moved = []
+    for step in steps(directory):
+        try:
+            json.loads((directory / str(step) / "metrics" / "metrics").read_text())
+            _restore(directory, step, _read_meta(directory, step), train=True)
+        except Exception as error:  # as above
+            _skipped(step, error)
+            moved.append((directory / str(step)).rename(directory / f"damaged-{step}"))
+    return moved
 
 
 def _skipped(step: int, error: Exception) -> str:
@@ -204,22 +218,25 @@ def _skipped(step: int, error: Exception) -> str:
     return problem
 
 
+def _read_meta(directory: Path, step: int) -> dict[str, Any]:
+    meta = json.loads((directory / str(step) / "meta" / "metadata").read_text())
+    if meta.get("sha256") != _meta_digest(meta):
+        raise ValueError("the digest of meta does not match")
+    if meta["format"] != FORMAT:
+        raise ValueError(f"format {meta['format']} is not {FORMAT}: made by another version")
+    return meta
+
+
 def _ordered(
-    manager: ocp.CheckpointManager, found: list[int], which: str, problems: list[str]
+    directory: Path, found: list[int], which: str, problems: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Steps whose meta is intact, the most wanted first; the others go to `problems`."""
     metas = {}
     for step in reversed(found):
         try:
-            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            if meta.get("sha256") != _meta_digest(meta):
-                raise ValueError("the digest of meta does not match")
-            if meta["format"] != FORMAT:
-                raise ValueError(f"format {meta['format']} is not {FORMAT}: made by another version")
+            metas[step] = _read_meta(directory, step)
         except Exception as error:
             problems.append(_skipped(step, error))
-            continue
-        metas[step] = meta
 
     def score(step: int) -> float:
         value = metas[step]["score"]
@@ -229,18 +246,19 @@ def _ordered(
     return ((step, metas[step]) for step in order)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, meta: dict[str, Any], train: bool) -> Checkpoint:
+def _restore(directory: Path, step: int, meta: dict[str, Any], train: bool) -> Checkpoint:
     """Restores the items of one step into the shapes `meta` states, and checks every digest."""
-    wanted: dict[str, dict[str, np.ndarray]] = {item: {} for item in ("variables", "train")[: 1 + train]}
-    for name, entry in meta["arrays"].items():
-        item, _, path = name.partition("/")
-        if item in wanted:
-            wanted[item][path] = np.empty(entry["shape"], np.dtype(entry["dtype"]))
-    args = {item: ocp.args.StandardRestore(_nest(arrays)) for item, arrays in wanted.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**args))
-    for item in wanted:
-        for path, array in to_arrays(restored[item]).items():
-            entry = meta["arrays"][f"{item}/{path}"]
-            if list(array.shape) != entry["shape"] or _digest(array) != entry["sha256"]:
-                raise ValueError(f"{item}/{path} does not match its digest")
-    return Checkpoint(step, restored["variables"], restored["train"] if train else None, meta)
+    restored: dict[str, dict[str, Any]] = {}
+    for item in ("variables", "train")[: 1 + train]:
+        entries = {
+            name.removeprefix(f"{item}/"): entry
+            for name, entry in meta["arrays"].items()
+            if name.startswith(f"{item}/")
+        }
+        like = {name: np.empty(entry["shape"], np.dtype(entry["dtype"])) for name, entry in entries.items()}
+        with ocp.StandardCheckpointer() as reader:
+            restored[item] = reader.restore((directory / str(step) / item).resolve(), _nest(like))
+        for name, array in to_arrays(restored[item]).items():
+            if list(array.shape) != entries[name]["shape"] or _digest(array) != entries[name]["sha256"]:
+                raise ValueError(f"{item}/{name} does not match its digest")
+    return Checkpoint(step, restored["variables"], restored.get("train"), meta)

@@ -70,7 +70,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     training = films.read(Path(config.data.dir), config.data.dataset, "train")
     validation = films.read(Path(config.data.dir), config.data.dataset, "validation")
     order, learning_rate, state, train_step, eval_step, synced = compile_steps(config, training.labels, devices)
-    state, history = _resume(config, workdir, state)
+    state, history = _resume(config, workdir, state, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     console.print(
         f"{config.model.architecture}, {parameters:,} parameters, {config.data.image_size} px, {config.dtype}; "
@@ -301,11 +301,15 @@ def evaluate(
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def _resume(config: ConfigDict, workdir: Path, state: steps.State) -> tuple[steps.State, list[dict[str, Any]]]:
+def _resume(
+    config: ConfigDict, workdir: Path, state: steps.State, console: Console
+) -> tuple[steps.State, list[dict[str, Any]]]:
     """The state and the log of the newest whole checkpoint, or those of a new run."""
     if not checkpoint.steps(workdir):
         return state, []
     loaded = checkpoint.load(workdir, "latest", train=True)
+    for damaged in checkpoint.set_aside_damaged(workdir):
+        console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
     new, old = _flatten(json.loads(json.dumps(config.to_dict()))), _flatten(loaded.meta["config"])
     changed = [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
