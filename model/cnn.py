@@ -1,4 +1,4 @@
-"""The CNN trained from scratch: residual stages of two 3x3 convolutions, 1.2 M parameters at the default widths.
+"""The CNN trained from scratch: residual stages of two 3x3 convolutions, 1.5 M parameters at the default widths.
 
 Parameter paths: `stem/{conv,norm}`, `stage<i>/block<j>/{conv1,norm1,conv2,norm2,shortcut,shortcut_norm}`,
 `head/dense`.
@@ -92,8 +92,8 @@ class CNN(nn.Module):
       dtype: of the activations; parameters and logits are float32.
     """
 
-    widths: Sequence[int] = (32, 64, 128, 256)
-    blocks: Sequence[int] = (1, 1, 1, 1)
+    widths: Sequence[int] = (16, 48, 128, 256)
+    blocks: Sequence[int] = (1, 2, 2, 1)
     dropout: float = 0.2
     axis_name: str | None = None
     sync_batch_norm: bool = False

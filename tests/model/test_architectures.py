@@ -52,9 +52,9 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(name):
 
 def test_cnn_size():
     parameters = shapes("cnn")
-    assert count(parameters) == 1_226_595
+    assert count(parameters) == 1_500_115
     kernels = [name for name in parameters if re.search(r"block\d/conv[12]/kernel", name)]
-    assert len(kernels) == 8 and all(parameters[name][:2] == (3, 3) for name in kernels)
+    assert len(kernels) == 12 and all(parameters[name][:2] == (3, 3) for name in kernels)
     assert {name.split("/")[0] for name in parameters} == {"stem", "stage1", "stage2", "stage3", "stage4", "head"}
 
 

@@ -1,0 +1,103 @@
+"""Every plot is written, shows what it was given, and copes with too little."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jobs.evaluation import metrics, plots
+
+RANDOM = np.random.default_rng(0)
+LABELS = np.arange(60) % 3
+LOGITS = RANDOM.normal(size=(60, 3)) + 2 * np.eye(3)[LABELS]
+PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+HISTORY = [
+    {
+        "epoch": epoch,
+        "train_loss": 1 / epoch,
+        "val_loss": abs(epoch - 3) + 0.5,
+        "val_accuracy": None,
+        "learning_rate": 0.1,
+    }
+    for epoch in range(1, 6)
+]
+CASE = plots.Case(np.full((40, 50), 99, np.uint8), np.eye(40, 50), "a title", correct=False)
+
+DRAWINGS = {
+    "confusion_matrix": lambda path: plots.confusion_matrix(metrics.score(LABELS, PROBABILITIES), path),
+    "roc": lambda path: plots.roc_curves(LABELS, PROBABILITIES, path),
+    "precision_recall": lambda path: plots.precision_recall_curves(LABELS, PROBABILITIES, path),
+    "reliability": lambda path: plots.reliability_diagram(LABELS, PROBABILITIES, path),
+    "class_distribution": lambda path: plots.class_distribution({"train": LABELS, "test": LABELS[:7]}, path),
+    "heatmaps": lambda path: plots.heatmap_grid([CASE] * 5, path),
+    "learning_curves": lambda path: plots.learning_curves(HISTORY, path),
+}
+WORDS = {
+    "confusion_matrix": ["Confusion matrix, 60 films", "labelled", "viral"],
+    "roc": ["ROC, 60 films", "normal, AUROC 0.9", "pneumonia, AUROC 0.9"],
+    "precision_recall": ["viral, average precision 0.", "recall (sensitivity)"],
+    "reliability": ["Reliability, 60 films, ECE ", "confidence in the most probable class"],
+    "class_distribution": ["Classes, 67 films", "20", "train"],
+    "heatmaps": ["5 wrong, 0 right", "a title", "most"],
+    "learning_curves": ["5 epochs", "best, epoch 3", "validation"],
+}
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """All texts of the figures that are saved."""
+    seen = []
+    save = Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        save(self, *args, **kwargs)
+        seen.extend(text.get_text() for text in self.findobj(lambda artist: hasattr(artist, "get_text")))
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return seen
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_png_that_shows_what_it_was_given(name, tmp_path, words):
+    path = tmp_path / "plot.png"
+    DRAWINGS[name](path)
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > 400
+        assert np.asarray(image.convert("L")).std() > 5
+    text = "\n".join(words)
+    for expected in WORDS[name]:
+        assert expected in text
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_absent_classes(kept, tmp_path, words):
+    few = kept > LABELS
+    for name in ("confusion_matrix", "roc", "precision_recall", "reliability"):
+        draw = {
+            "confusion_matrix": lambda p: plots.confusion_matrix(metrics.score(LABELS[few], PROBABILITIES[few]), p),
+            "roc": lambda p: plots.roc_curves(LABELS[few], PROBABILITIES[few], p),
+            "precision_recall": lambda p: plots.precision_recall_curves(LABELS[few], PROBABILITIES[few], p),
+            "reliability": lambda p: plots.reliability_diagram(LABELS[few], PROBABILITIES[few], p),
+        }[name]
+        draw(tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert not any(word.startswith("viral, AUROC") for word in words)
+
+
+def test_no_films_to_show(tmp_path, words):
+    plots.heatmap_grid([], tmp_path / "h.png")
+    assert "no film to show" in words
+
+
+def test_the_titles_of_wrong_answers_are_red(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    right = plots.Case(CASE.image, CASE.heatmap, "fine", correct=True)
+    plots.heatmap_grid([CASE, right], tmp_path / "h.png")
+    colours = {axes.get_title(): axes.title.get_color() for axes in saved[0].axes}
+    assert colours["a title"] == "#C00000" and colours["fine"] == "black"
+
+
+def test_one_epoch_and_missing_losses(tmp_path):
+    plots.learning_curves([{"epoch": 1, "train_loss": 1.0, "val_loss": None}], tmp_path / "c.png")
+    assert (tmp_path / "c.png").exists()
