@@ -87,7 +87,7 @@ class CNN(nn.Module):
       widths: channels of each stage; the mean over 2 x 2 px halves the side between stages.
       blocks: blocks in each stage.
       dropout: rate before the dense layer, in [0, 1).
-      axis_name: the pmapped axis, which dropout counts examples along; None outside pmap.
+      axis_name: the axis of the parallel step, which dropout counts examples along; None outside it.
       sync_batch_norm: whether BatchNorm averages over `axis_name` too.
       dtype: of the activations; parameters and logits are float32.
     """

@@ -65,7 +65,7 @@ class Dropout(nn.Module):
     """Dropout whose mask belongs to the example, not to the device that holds it.
 
     Example p of the global batch draws its mask from fold_in(key, p), so 1, 4 or 8 devices drop the same units.
-    The key is rng "dropout"; `axis_name` is the pmapped axis, None outside pmap.
+    The key is rng "dropout"; `axis_name` is the axis of the parallel step, None outside it.
     """
 
     rate: float

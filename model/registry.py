@@ -21,7 +21,7 @@ def build(architecture: str, options: Mapping[str, Any], dtype: str = "float32",
       architecture: a key of ARCHITECTURES.
       options: the architecture's own attributes, such as `dropout`.
       dtype: of the activations, "float32" or "bfloat16".
-      **parallel: `axis_name` and `sync_batch_norm` inside pmap.
+      **parallel: `axis_name` and `sync_batch_norm` inside the parallel step.
 
     Raises:
       ValueError: unknown architecture or option; the message lists the known ones.

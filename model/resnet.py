@@ -114,7 +114,7 @@ class ResNet(nn.Module):
       stem_channels: 1, or 3 for weights that were trained on colour: the gray image is repeated.
       head: widths of the dense layers before the logits: () is linear, (512, 128) the seeds' head.
       dropout: rate after each of them, in [0, 1).
-      axis_name: the pmapped axis, which dropout counts examples along; None outside pmap.
+      axis_name: the axis of the parallel step, which dropout counts examples along; None outside it.
       sync_batch_norm: whether BatchNorm averages over `axis_name` too.
       dtype: of the activations; parameters and logits are float32.
     """

@@ -60,7 +60,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     Args:
       config: as configs/base.py.
       workdir: the checkpoint directory.
-      devices: those of the pmapped step.
+      devices: those of the parallel step.
       console: for the progress bar and a line an epoch.
 
     Raises:
