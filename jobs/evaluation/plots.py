@@ -148,7 +148,7 @@ def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
     """Films beside their heat maps; the titles of wrong answers are red."""
     rows = max(math.ceil(len(cases) / columns), 1)
     wrong = sum(not case.correct for case in cases)
-    figure = _figure(4.4 * columns, 2.5 * rows + 0.5, f"Where it looked: {wrong} wrong, {len(cases) - wrong} right")
+    figure = _figure(4.4 * columns, 2.2 * rows + 0.5, f"Where it looked: {wrong} wrong, {len(cases) - wrong} right")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -168,13 +168,13 @@ def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, best: int | None = None) -> None:
+def learning_curves(history: Sequence[Mapping[str, Any]], best: int, path: Path) -> None:
     """Loss, figures and learning rate by epoch.
 
     Args:
       history: the rows of log.jsonl.
+      best: the epoch whose checkpoint is the best; marked.
       path: of the PNG.
-      best: the epoch to mark; None for that of the lowest validation loss.
     """
     epochs = [row["epoch"] for row in history]
     figure = _figure(11, 3.4, f"{len(epochs)} epochs")
@@ -192,20 +192,15 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path, best: int 
         ),
         ("learning rate", {"learning_rate": "learning rate"}),
     )
-    if best is None:
-        losses = [value if (value := row.get("val_loss")) is not None else math.inf for row in history]
-        best = epochs[int(np.argmin(losses))] if losses else None
     palette = list(COLOURS.values())
     for axes, (title, names) in zip(panels, curves, strict=True):
         for colour, (name, label) in zip(palette, names.items(), strict=False):
             values = [math.nan if row.get(name) is None else row[name] for row in history]
             if not np.isnan(values).all():
                 axes.plot(epochs, values, color=colour, label=label, marker="." if len(epochs) < 3 else None)
-        if best is not None:
-            axes.axvline(best, color="gray", linestyle=":", linewidth=1, label=f"best, epoch {best}")
+        axes.axvline(best, color="gray", linestyle=":", linewidth=1, label=f"best, epoch {best}")
         axes.set(title=title, xlabel="epoch")
         axes.title.set_fontsize(10)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+        axes.legend(fontsize=8)
         _tidy(axes)
     figure.savefig(path, dpi=DPI)

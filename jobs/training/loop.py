@@ -142,7 +142,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
             for name, value in row.items():
                 if isinstance(value, float) and math.isfinite(value):
                     events.add_scalar(name, value, row["epoch"])
-            plots.learning_curves(history, workdir / "curves.png")
+            plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], workdir / "curves.png")
             console.print(_line(row, config.epochs), soft_wrap=True)
     if _stalled(scores, config.early_stopping_epochs):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")

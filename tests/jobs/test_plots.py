@@ -30,7 +30,7 @@ DRAWINGS = {
     "reliability": lambda path: plots.reliability_diagram(LABELS, PROBABILITIES, path),
     "class_distribution": lambda path: plots.class_distribution({"train": LABELS, "test": LABELS[:7]}, path),
     "heatmaps": lambda path: plots.heatmap_grid([CASE] * 5, path),
-    "learning_curves": lambda path: plots.learning_curves(HISTORY, path),
+    "learning_curves": lambda path: plots.learning_curves(HISTORY, 3, path),
 }
 WORDS = {
     "confusion_matrix": ["Confusion matrix, 60 films", "labelled", "viral"],
@@ -99,5 +99,5 @@ def test_the_titles_of_wrong_answers_are_red(tmp_path, monkeypatch):
 
 
 def test_one_epoch_and_missing_losses(tmp_path):
-    plots.learning_curves([{"epoch": 1, "train_loss": 1.0, "val_loss": None}], tmp_path / "c.png")
+    plots.learning_curves([{"epoch": 1, "train_loss": 1.0, "val_loss": None}], 1, tmp_path / "c.png")
     assert (tmp_path / "c.png").exists()
