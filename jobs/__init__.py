@@ -29,9 +29,16 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             print(script.strip(), "\n\nFlags:\n", flags.FLAGS.main_module_help().strip(), sep="")
             sys.exit(0)
         try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            print(f"error: {error}\nsee --help", file=sys.stderr)
+            words = flags.FLAGS(argv)
+            if "config" in flags.FLAGS:
+                flags.FLAGS.config.to_dict()  # a file that is not there is an error only once it is used
+            return words
+        # ml_collections raises AttributeError for an unknown field and OSError for a config file that is not there.
+        except (flags.Error, AttributeError, OSError) as error:
+            reason: object = error
+            while isinstance(reason, Exception) and reason.args and not isinstance(reason, OSError):
+                reason = reason.args[0]
+            print(f"error: {' '.join(str(reason).split())}\nsee --help", file=sys.stderr)
             sys.exit(2)
 
     def guarded(argv: list[str]) -> None:
