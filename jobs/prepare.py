@@ -27,6 +27,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
 from jobs.datasets.chest_xray.source import SetAside, Sorted, sort
 from jobs.datasets.phantom import builder as phantom
+from jobs.datasets.phantom.drawing import COUNT
 from jobs.datasets.splits import hold_out
 
 _SOURCE = flags.DEFINE_string(
@@ -67,9 +68,9 @@ def prepare(source: str, data_dir: Path, console: Console) -> Path:
 
 def _phantoms(advance) -> Sorted:
     drawn = []
-    for film in phantom.films():
-        drawn.append(film)
-        advance(len(drawn), phantom.drawing.COUNT)
+    for index in range(COUNT):
+        drawn.append(phantom.film(index))
+        advance(index + 1, COUNT)
     rest, test = hold_out(drawn, 0.2, "phantom test")
     train, validation = hold_out(rest, 0.15, "phantom validation")
     return Sorted({"train": train, "validation": validation, "test": test}, [], 0)

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import hashlib
 import io
 from pathlib import Path
 
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.datasets.films import Film, png, write
-from jobs.datasets.phantom.builder import Phantom
-from jobs.datasets.phantom.drawing import draw
-from model.preprocess import STORAGE_SIZE
+from jobs.datasets.films import write
+from jobs.datasets.phantom.builder import Phantom, film
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -29,29 +26,14 @@ def shared():
     return SHARED
 
 
-def phantom_film(index: int) -> Film:
-    phantom = draw(index, STORAGE_SIZE)
-    return Film(
-        name=phantom.name,
-        patient=phantom.patient,
-        label=phantom.label,
-        png=png(phantom.image),
-        sha256=hashlib.sha256(phantom.image.tobytes()).hexdigest(),
-        width=STORAGE_SIZE,
-        height=STORAGE_SIZE,
-        mode="L",
-        mask=png(phantom.mask.astype(np.uint8) * 255),
-    )
-
-
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory):
     """A prepared phantom set of 48, 12 and 12 films."""
     folder = tmp_path_factory.mktemp("data")
     splits = {
-        "train": [phantom_film(index) for index in range(48)],
-        "validation": [phantom_film(index) for index in range(300, 312)],
-        "test": [phantom_film(index) for index in range(600, 612)],
+        "train": [film(index) for index in range(48)],
+        "validation": [film(index) for index in range(300, 312)],
+        "test": [film(index) for index in range(600, 612)],
     }
     write(Phantom, splits, folder, "phantom")
     return folder
@@ -77,8 +59,8 @@ def kaggle(tmp_path):
     seed = iter(range(10_000))
     for number in range(10):
         put(root, f"train/NORMAL/IM-{number:04d}-0001.jpeg", jpeg(next(seed)))
-        for film in range(2):
-            put(root, f"train/PNEUMONIA/person{number}_bacteria_{2 * number + film}.jpeg", jpeg(next(seed)))
+        for copy in range(2):
+            put(root, f"train/PNEUMONIA/person{number}_bacteria_{2 * number + copy}.jpeg", jpeg(next(seed)))
         put(root, f"train/PNEUMONIA/person{number}_virus_{number}.jpeg", jpeg(next(seed), mode="RGB"))
     put(root, "val/NORMAL/NORMAL2-IM-0900-0001.jpeg", jpeg(next(seed)))
     put(root, "val/PNEUMONIA/person90_bacteria_900.jpeg", jpeg(next(seed)))

@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from jobs import JobError
-from jobs.training import loop, steps
+from jobs.training import loop, plan, steps
 from model.preprocess import to_input
 from model.registry import build
 
@@ -41,7 +41,7 @@ def plain(**changes):
 def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
     """`count` steps from the start: losses, the last state, the compiled pieces and the resident data."""
     chosen = jax.devices()[:devices]
-    compiled = loop.compile_steps(made, labels, chosen)
+    compiled = plan.compile_steps(made, labels, chosen)
     state = steps.replicate(compiled.state, chosen)
     resident = steps.replicate(steps.Resident(images, labels), chosen)
     losses = []
@@ -163,11 +163,11 @@ def test_evaluation_counts_every_film_once(ten_steps, devices):
 
 def test_a_batch_that_does_not_divide_names_both_numbers():
     with pytest.raises(JobError, match="global batch of 12 does not divide over 8 devices; .* multiple of 8"):
-        loop.compile_steps(config(global_batch_size=12), LABELS, jax.devices())
+        plan.compile_steps(config(global_batch_size=12), LABELS, jax.devices())
     with pytest.raises(ValueError, match="12 does not divide over 8"):
         steps.per_device(8, np.zeros((12, 2), np.int32))
 
 
 def test_a_batch_larger_than_the_data_is_named():
     with pytest.raises(JobError, match="a global batch of 32 is more than the 24 training films"):
-        loop.compile_steps(config(global_batch_size=32), LABELS, jax.devices())
+        plan.compile_steps(config(global_batch_size=32), LABELS, jax.devices())

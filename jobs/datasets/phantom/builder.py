@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 
 from jobs.datasets.films import Film, FilmBuilder, png
 from jobs.datasets.phantom import drawing
@@ -18,18 +17,17 @@ class Phantom(FilmBuilder):
     HAS_MASK = True
 
 
-def films() -> Iterator[Film]:
-    """All phantoms, in order."""
-    for index in range(drawing.COUNT):
-        phantom = drawing.draw(index, STORAGE_SIZE)
-        yield Film(
-            name=phantom.name,
-            patient=phantom.patient,
-            label=phantom.label,
-            png=png(phantom.image),
-            sha256=hashlib.sha256(phantom.image.tobytes()).hexdigest(),
-            width=STORAGE_SIZE,
-            height=STORAGE_SIZE,
-            mode="L",
-            mask=png(phantom.mask.astype("uint8") * 255),
-        )
+def film(index: int) -> Film:
+    """Phantom number `index` as the dataset stores it."""
+    phantom = drawing.draw(index, STORAGE_SIZE)
+    return Film(
+        name=phantom.name,
+        patient=phantom.patient,
+        label=phantom.label,
+        png=png(phantom.image),
+        sha256=hashlib.sha256(phantom.image.tobytes()).hexdigest(),
+        width=STORAGE_SIZE,
+        height=STORAGE_SIZE,
+        mode="L",
+        mask=png(phantom.mask.astype("uint8") * 255),
+    )
