@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -197,7 +198,7 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
 
 
 def set_aside_damaged(directory: Path) -> list[Path]:
-    """Renames every step that cannot be read whole to `damaged-<step>`, so that a Writer can go on without it.
+    """Renames each step that cannot be read whole to `damaged-<step>-<count>`, so that a Writer goes on without it.
 
     A Writer cannot open a directory in which a step's metrics are cut, nor save below a step that is newer.
     """
@@ -208,7 +209,8 @@ def set_aside_damaged(directory: Path) -> list[Path]:
             _restore(directory, step, _read_meta(directory, step), train=True)
         except Exception as error:  # as above
             _skipped(step, error)
-            moved.append((directory / str(step)).rename(directory / f"damaged-{step}"))
+            names = (directory / f"damaged-{step}-{count}" for count in itertools.count(1))
+            moved.append((directory / str(step)).rename(next(name for name in names if not name.exists())))
     return moved
 
 

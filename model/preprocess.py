@@ -65,17 +65,17 @@ def decode(data: bytes) -> Decoded:
             image.load()
             inverted = (
                 image.format == "TIFF"
-                and image.mode.startswith("I;16")
+                and image.mode[0] in "IF"
                 and image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
             )
             upright = ImageOps.exif_transpose(image)
             pixels = _to_gray(upright)
-            # Pillow inverts white-is-zero TIFFs of 8 bits by itself, those of 16 bits not.
+            # Pillow inverts white-is-zero TIFFs of 8 bits by itself, wider ones not.
             return Decoded(255 - pixels if inverted else pixels, image.mode)
     except ImageRefused:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageRefused(f"image is too large ({error}); scale it down") from error
+        raise ImageRefused(f"image is too large: at most {MAX_PIXELS:,} pixels are read; scale it down") from error
     except UnidentifiedImageError as error:
         raise ImageRefused("not a PNG, JPEG, WebP, TIFF or BMP image") from error
     # Decoders report damage with whatever their format makes of it: struct.error, SyntaxError, EOFError, ...
@@ -146,12 +146,12 @@ def _to_gray(image: Image.Image) -> np.ndarray:
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Integers of 12, 16 or more bits, or floats, to uint8; the depth is the smallest that holds the maximum."""
+    """Integers or floats of 8, 12, 16 or more bits to uint8; the depth is the smallest that holds the maximum."""
     if not np.isfinite(pixels).all():
         raise ImageRefused("the image holds values that are not numbers; export it again")
     low, high = pixels.min(), pixels.max()
     if low < 0:
         raise ImageRefused(f"the image holds negative values (down to {low}); export it as 8- or 16-bit")
-    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (4095.0, 65535.0, float(high))
+    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (255.0, 4095.0, 65535.0, float(high))
     full = next(depth for depth in depths if high <= depth)
     return np.round(pixels.astype(np.float64) * (255.0 / full)).astype(np.uint8)

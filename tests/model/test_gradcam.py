@@ -43,7 +43,7 @@ class Curved(nn.Module):
 def cnn():
     module = build("cnn", {"widths": (4, 8), "blocks": (1, 1)})
     images = jax.random.normal(jax.random.key(0), (5, 32, 32, 1))
-    return module, module.init(jax.random.key(1), images), images
+    return module, jax.jit(module.init)(jax.random.key(1), images), images
 
 
 PLACES = {NORMAL: (1, 1), BACTERIAL: (6, 2), VIRAL: (2, 6)}
@@ -164,3 +164,81 @@ def test_upsampling_keeps_a_constant_and_the_place_of_the_peak():
     assert large.shape == (40, 80)
     row, column = np.unravel_index(large.argmax(), large.shape)
     assert row // 10 == 1 and column // 20 == 2
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "layercam"])
+def test_against_the_formulas_where_features_are_negative_too(method):
+    images = jax.random.normal(jax.random.key(3), (2, 4, 5, 6)) / 3
+    gradient = [
+        jax.grad(lambda a, label=label: Curved().apply({}, a, method="classify")[:, label].sum())(images)
+        for label in range(3)
+    ]
+    maps = gradcam.explain(Curved(), {}, images, method)[1].maps
+    for index in range(2):
+        for label in range(3):
+            a, g = np.asarray(images[index], float), np.asarray(gradient[label][index], float)
+            np.testing.assert_allclose(maps[index, label], by_the_papers(method, a, g), atol=2e-4)
+
+
+def test_normal_against_both_pneumonias_for_a_linear_head(cnn):
+    # The gradient of log(e^b + e^v) weighs the two kernels by their softmax.
+    module, variables, images = cnn
+    logits, heatmaps = gradcam.explain(module, variables, images, "hirescam", (NORMAL,), "against_normal")
+    features = module.apply(variables, images, method="features")
+    kernel = variables["params"]["head"]["dense"]["kernel"]  # (C, 3)
+    share = jax.nn.softmax(logits[:, [BACTERIAL, VIRAL]])  # (N, 2)
+    contrast = kernel[:, NORMAL] - share @ kernel[:, [BACTERIAL, VIRAL]].T  # (N, C)
+    expected = gradcam.normalise(jnp.einsum("nhwc,nc->nhw", features, contrast)[:, None])
+    np.testing.assert_allclose(heatmaps.maps, expected.maps, atol=1e-5)
+
+
+class Opposed(nn.Module):
+    """The image is the features; it speaks for normal and against bacterial, and viral does not look at it."""
+
+    def features(self, images, train=False):
+        return images
+
+    def classify(self, features, train=False):
+        return features.mean(axis=(1, 2, 3))[:, None] * jnp.array([1.0, -1.0, 0.0])
+
+
+@pytest.mark.parametrize("method", gradcam.METHODS)
+def test_only_the_class_that_nothing_speaks_for_is_blank(method):
+    images = jax.random.uniform(jax.random.key(0), (2, 3, 4, 1), minval=0.1)
+    _, heatmaps = gradcam.explain(Opposed(), {}, images, method)
+    assert heatmaps.blank.tolist() == [[False, True, True]] * 2
+    np.testing.assert_allclose(heatmaps.maps[:, 0], (images / images.max((1, 2), keepdims=True))[..., 0], rtol=1e-5)
+    assert (heatmaps.maps[:, 1:] == 0).all()
+
+
+def test_maps_lie_between_0_and_1_and_touch_1(cnn):
+    module, variables, images = cnn
+    for method in gradcam.METHODS:
+        maps, blank = gradcam.explain(module, variables, images, method)[1]
+        assert maps.shape == (5, 3, 8, 8) and float(maps.min()) >= 0
+        np.testing.assert_allclose(maps.max((2, 3)), jnp.where(blank, 0.0, 1.0), rtol=1e-6)
+
+
+def test_maps_of_bfloat16_are_float32(cnn):
+    _, variables, images = cnn
+    half = build("cnn", {"widths": (4, 8), "blocks": (1, 1)}, "bfloat16")
+    logits, heatmaps = gradcam.explain(half, variables, images)
+    assert logits.dtype == heatmaps.maps.dtype == jnp.float32
+    # 8 bits of mantissa in the features: a place on the map is off by a few hundredths.
+    exact = gradcam.explain(*cnn)[1]
+    np.testing.assert_allclose(heatmaps.maps, exact.maps, atol=0.1)
+
+
+def test_compiled_or_not_alike(cnn):
+    module, variables, images = cnn
+    compiled = jax.jit(lambda v, x: gradcam.explain(module, v, x, "layercam", (1,)))
+    one, other = compiled(variables, images), gradcam.explain(module, variables, images, "layercam", (1,))
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+    np.testing.assert_allclose(one[1].maps, other[1].maps, atol=1e-5)
+
+
+def test_normalise_keeps_what_is_finite_beside_what_is_not():
+    raw = jnp.array([[[[jnp.inf, 4.0], [-3.0, jnp.nan]], [[1e-39, 0.0], [0.0, 0.0]]]])
+    heatmaps = gradcam.normalise(raw)
+    assert heatmaps.maps[0, 0].tolist() == [[0, 1], [0, 0]] and heatmaps.maps[0, 1].tolist() == [[0, 0], [0, 0]]
+    assert heatmaps.blank.tolist() == [[False, True]]

@@ -1,5 +1,7 @@
 """The object that answers: the same alone and in a batch, from a run and from a bundle."""
 
+import dataclasses
+import functools
 import io
 
 import jax
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model import checkpoint
-from model.predictor import Predictor
+from model import checkpoint, gradcam
+from model.predictor import Prediction, Predictor
 from model.preprocess import to_input
 from model.registry import build
 
@@ -17,9 +19,14 @@ OPTIONS = {"widths": (4, 8), "blocks": (1, 1)}
 FILMS = np.random.default_rng(0).integers(0, 255, (37, 64, 64), np.uint8)
 
 
-def save(directory, change=lambda variables: variables, **meta):
+@functools.cache
+def started():
     module = build("cnn", OPTIONS)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    return jax.device_get(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 1))))
+
+
+def save(directory, change=lambda variables: variables, **meta):
+    variables = started()
     complete = {
         "architecture": "cnn",
         "options": OPTIONS,
@@ -106,3 +113,182 @@ def test_kernels_of_16_bits_are_served_in_32(tmp_path):
     expected = jax.nn.softmax(build("cnn", OPTIONS).apply(rounded, to_input(FILMS[:2], 32, 0.5, 0.25)))
     answers = [answer.probabilities for answer in Predictor.open(tmp_path).predict(FILMS[:2])]
     np.testing.assert_allclose(answers, expected, atol=1e-6)
+
+
+# Every key of what jobs/training/loop.py saves.
+META = {
+    "architecture": "cnn",
+    "options": {"widths": (4, 8), "blocks": (1, 1)},
+    "classes": ["normal", "bacterial", "viral"],
+    "image_size": 32,
+    "storage_size": 64,
+    "mean": 0.45,
+    "std": 0.2,
+    "config": {"seed": 0},
+    "dataset": {"name": "phantom", "fingerprint": "0" * 64},
+    "metrics": {"val_loss": 0.5},
+    "epoch": 1,
+    "history": [{"epoch": 1, "val_loss": 0.5}],
+    "packages": {"jax": "0"},
+}
+# Forty films of different brightness and contrast, so that answers differ.
+VARIED = np.stack([(FILMS[i % 37] * (0.2 + 0.02 * i)).astype(np.uint8) for i in range(40)])
+
+
+def vivid_variables():
+    """Every parameter and statistic off its start, and a head whose logits differ from film to film by about 2."""
+    module = build(META["architecture"], META["options"])
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: leaf + random.uniform(0.1, 0.4, leaf.shape).astype(np.float32), started())
+    inputs = to_input(jnp.asarray(VARIED), 32, META["mean"], META["std"])
+    pooled = np.asarray(module.apply(variables, inputs, method="features")).mean((1, 2))  # (40, 8)
+    kernel = random.normal(size=(8, 3))
+    kernel *= 2 / (pooled @ kernel).std(0)
+    head = {"kernel": kernel.astype(np.float32), "bias": -(pooled @ kernel).mean(0).astype(np.float32)}
+    variables["params"]["head"]["dense"] = head
+    return variables
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory: a good step, then a worse one with other values; and the variables of the good one."""
+    directory = tmp_path_factory.mktemp("run")
+    variables = vivid_variables()
+    worse = jax.tree.map(lambda leaf: leaf + 1, variables)
+    with checkpoint.Writer(directory) as writer:
+        for step, values, score in ((10, variables, 0.9), (20, worse, 0.1)):
+            writer.save(step, values, META, train={"params": values["params"], "count": np.int32(step)}, score=score)
+    return directory, variables
+
+
+@pytest.fixture(scope="module")
+def vivid_predictor(run):
+    return Predictor.open(run[0])
+
+
+def by_hand(variables, films):
+    """Probabilities: 2 x 2 means, standardised and exponentiated in numpy; the network alone is the project's."""
+    halves = films.astype(float).reshape(len(films), 32, 2, 32, 2).mean((2, 4))
+    inputs = ((halves / 255 - META["mean"]) / META["std"])[..., None].astype(np.float32)
+    logits = np.asarray(build("cnn", META["options"]).apply(variables, inputs), float)
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    return exponents / exponents.sum(1, keepdims=True)
+
+
+def test_the_best_step_of_a_run_answers(run, vivid_predictor):
+    assert vivid_predictor.step == 10 and vivid_predictor.meta["epoch"] == 1
+    answers = list(vivid_predictor.predict(VARIED))
+    assert len(answers) == 40
+    expected = by_hand(run[1], VARIED)
+    np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-4)
+    np.testing.assert_allclose(sum(answer.probabilities.sum() for answer in answers), 40, atol=1e-4)
+    assert np.ptp(expected, axis=0).min() > 0.02  # films differ, so their order is seen
+    assert [answer.decision for answer in answers] == [
+        META["classes"][label] for label in np.argmax([answer.probabilities for answer in answers], axis=1)
+    ]
+    assert len({answer.decision for answer in answers}) > 1
+
+
+def test_forty_films_one_by_one(vivid_predictor):
+    together = [answer.probabilities for answer in vivid_predictor.predict(VARIED)]
+    alone = [next(vivid_predictor.predict(film[None])).probabilities for film in VARIED]
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+def test_neighbours_and_padding_leave_no_trace(vivid_predictor):
+    few = list(vivid_predictor.predict(VARIED[:3], "gradcam++"))
+    among = VARIED.copy()
+    among[3:] = 255
+    many = list(vivid_predictor.predict(among, "gradcam++"))
+    assert len(few) == 3 and len(many) == 40
+    for one, other in zip(few, many[:3], strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+        np.testing.assert_array_equal(one.heatmaps, other.heatmaps)
+    assert list(vivid_predictor.predict(VARIED[:0])) == []
+
+
+def test_two_shapes_are_compiled_in_all(run):
+    predictor = Predictor.open(run[0])
+    before = Predictor._answer._cache_size()
+    for count in (1, 40, 1, 2, 33):
+        assert len(list(predictor.predict(VARIED[:count]))) == count
+    assert Predictor._answer._cache_size() - before == 2
+
+
+@pytest.mark.parametrize("method", gradcam.METHODS)
+def test_heat_maps_explain_the_odds_against_normal(run, vivid_predictor, method):
+    answers = list(vivid_predictor.predict(VARIED[:2], method))
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32, META["mean"], META["std"])
+    module = build("cnn", META["options"])
+    _, expected = gradcam.explain(module, run[1], inputs, method, target="against_normal")
+    for index, answer in enumerate(answers):
+        np.testing.assert_allclose(answer.heatmaps, expected.maps[index], atol=1e-4)
+        assert answer.blank.tolist() == expected.blank[index].tolist() == (answer.heatmaps.max((1, 2)) == 0).tolist()
+        assert answer.heatmaps.dtype == np.float32 and answer.reason == ""
+    without = next(vivid_predictor.predict(VARIED[:1]))
+    assert without.heatmaps is None and without.blank is None
+    np.testing.assert_allclose(without.probabilities, answers[0].probabilities, atol=1e-6)
+
+
+def test_reading_is_decoding_and_squashing(vivid_predictor):
+    wide = np.random.default_rng(1).integers(0, 255, (70, 200), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    film = vivid_predictor.read(buffer.getvalue())
+    np.testing.assert_array_equal(film, np.asarray(Image.fromarray(wide).resize((64, 64), Image.Resampling.BILINEAR)))
+    asked, given = vivid_predictor.predict_file(buffer.getvalue()), next(vivid_predictor.predict(film[None]))
+    np.testing.assert_array_equal(asked.probabilities, given.probabilities)
+    assert asked.decision == given.decision and asked.heatmaps is None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "the file is empty"), (b"nonsense", "not a PNG, JPEG, WebP, TIFF or BMP image")],
+)
+def test_a_refusal_carries_its_sentence_and_nothing_else(vivid_predictor, data, reason):
+    assert vivid_predictor.predict_file(data, "gradcam") == Prediction("refused", None, reason, None, None)
+
+
+def test_an_unknown_method_is_named(vivid_predictor):
+    with pytest.raises(ValueError, match="unknown method 'cam'; known: gradcam, gradcam"):
+        next(vivid_predictor.predict(VARIED[:1], "cam"))
+
+
+def test_a_bundle_of_half_precision_is_served_in_float32(run, tmp_path):
+    # As jobs/bundle.py makes one: a single step without `train`, the kernels in bfloat16.
+    def cast(leaf):
+        return leaf.astype(jnp.bfloat16) if leaf.ndim > 1 else leaf
+
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(10, jax.tree.map(cast, run[1]), META, score=0.9)
+    predictor = Predictor.open(str(tmp_path))
+    rounded = jax.tree.map(lambda leaf: cast(leaf).astype(np.float32), run[1])
+    answers = [answer.probabilities for answer in predictor.predict(VARIED)]
+    np.testing.assert_allclose(answers, by_hand(rounded, VARIED), atol=1e-4)
+    assert answers[0].dtype == np.float32
+    # Rounding shows, so the stored kernels were the ones served; arithmetic in bfloat16 would be off by more.
+    assert 1e-4 < np.abs(answers - by_hand(run[1], VARIED)).max() < 0.1
+
+
+def test_every_mismatch_of_an_architecture_is_listed(run):
+    loaded = checkpoint.load(run[0])
+    narrow = dataclasses.replace(loaded, meta=loaded.meta | {"options": {"widths": [4, 6], "blocks": [1, 1]}})
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        Predictor(narrow)
+    text = str(error.value)
+    assert text.startswith("the stored arrays do not fit: batch_stats/stage2/block1/norm1/mean is (8,), (6,) is needed")
+    assert "params/head/dense/kernel is (8, 3), (6, 3) is needed" in text
+    other = dataclasses.replace(loaded, meta=loaded.meta | {"options": {"widths": [4], "blocks": [1]}})
+    with pytest.raises(checkpoint.CheckpointError, match="params/stage2/block1/conv1/kernel is not part of it"):
+        Predictor(other)
+
+
+def test_an_unknown_architecture_is_named(run):
+    loaded = checkpoint.load(run[0])
+    with pytest.raises(ValueError, match="unknown architecture 'vit'; known: cnn, resnet"):
+        Predictor(dataclasses.replace(loaded, meta=loaded.meta | {"architecture": "vit"}))
+
+
+def test_nothing_to_open_says_how_to_train(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="train one: python jobs/train.py --config configs/cnn.py"):
+        Predictor.open(tmp_path / "absent")

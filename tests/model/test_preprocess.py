@@ -1,6 +1,8 @@
 """Every kind of image file, upright and gray; what is no film is refused in a sentence."""
 
 import io
+import struct
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +146,6 @@ def test_damage_is_a_film_or_a_refusal(data, edits, draw):
 
 
 def test_resize():
-    assert preprocess.resize(FILM[:72, :72], 72) is not None
     np.testing.assert_array_equal(preprocess.resize(FILM[:72, :72], 72), FILM[:72, :72])
     small = preprocess.resize(FILM, 36)
     assert small.shape == (36, 36)
@@ -176,3 +177,244 @@ def test_sample(affine, expected):
     image = FILM[:64, :64]
     sampled = preprocess.sample(jnp.asarray(image), jnp.asarray(affine, jnp.float32), 64)
     np.testing.assert_allclose(sampled, expected(image), atol=1e-2)
+
+
+TURNED = {  # orientation -> what a camera held that way stores: EXIF 2.32, table 6 of tag 274
+    1: lambda film: film,
+    2: lambda film: film[:, ::-1],
+    3: lambda film: film[::-1, ::-1],
+    4: lambda film: film[::-1],
+    5: lambda film: film.T,
+    6: lambda film: np.rot90(film),
+    7: lambda film: film[::-1, ::-1].T,
+    8: lambda film: np.rot90(film, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(
+    ("kind", "depth"), [("JPEG", np.uint8), ("WEBP", np.uint8), ("TIFF", np.uint8), ("PNG", np.uint16), ("TIFF", ">u2")]
+)
+def test_orientation_of_every_format(kind, depth, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(TURNED[orientation](FILM)).astype(depth)
+    stored = stored if stored.dtype == np.uint8 else stored * 257
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    decoded = decode(encoded(Image.fromarray(stored), kind, exif=exif, **options)).pixels
+    np.testing.assert_allclose(decoded, FILM, atol=3 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "mode"),
+    [
+        (Image.fromarray(FILM > 100), "TIFF", "1"),
+        (Image.fromarray(FILM), "BMP", "L"),
+        (Image.fromarray(FILM).convert("P"), "PNG", "P"),
+        (Image.fromarray(FILM).convert("RGBA"), "PNG", "RGBA"),
+        (Image.fromarray(FILM.astype(np.uint16)), "PNG", "I;16"),
+        (Image.fromarray(FILM.astype(">u2")), "TIFF", "I;16B"),
+        (Image.fromarray(FILM.astype(np.int32)), "TIFF", "I"),
+        (Image.fromarray(FILM.astype(np.float32)), "TIFF", "F"),
+        (Image.fromarray(FILM).convert("CMYK"), "JPEG", "CMYK"),
+    ],
+)
+def test_the_mode_is_the_files(source, kind, mode):
+    assert decode(encoded(source, kind)).mode == mode
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP", "JPEG"])
+def test_colours_are_weighed_as_luma(kind):
+    # ITU-R BT.601: .299 R + .587 G + .114 B
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]]], np.uint8)
+    stored = Image.fromarray(np.kron(colours, np.ones((64, 64, 1), np.uint8)))
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    pixels = decode(encoded(stored, kind, **options)).pixels
+    middles = pixels[32::64, 32::64]
+    np.testing.assert_allclose(middles, colours @ [0.299, 0.587, 0.114], atol=2 if kind == "JPEG" else 0.6)
+
+
+def test_cmyk_jpeg_is_not_a_negative():
+    pixels = decode(encoded(Image.fromarray(FILM).convert("CMYK"), "JPEG", quality=95)).pixels
+    np.testing.assert_allclose(pixels, FILM, atol=3)
+
+
+def test_lab_is_read_by_its_lightness():
+    lab = Image.merge("LAB", [Image.fromarray(FILM), Image.new("L", (90, 72), 200), Image.new("L", (90, 72), 50)])
+    np.testing.assert_array_equal(decode(encoded(lab, "TIFF")).pixels, FILM)
+
+
+HALF = np.where(X < 45, 255, 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_half_transparent_colour_is_half_as_bright(kind):
+    source = Image.merge("RGBA", [Image.fromarray(FILM)] * 3 + [Image.fromarray(HALF)])
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels = decode(encoded(source, kind, **options)).pixels
+    np.testing.assert_allclose(pixels, FILM * (HALF / 255), atol=1)
+
+
+def test_transparent_entries_of_a_palette_and_transparent_values_are_black():
+    stripes = (X // 30).astype(np.uint8)  # 0, 1, 2 from left to right
+    palette = Image.fromarray(stripes, "P")
+    palette.putpalette([250, 250, 250, 0, 255, 0, 90, 90, 90])
+    expected = np.select([stripes == 0, stripes == 1], [0, 150], 90)
+    np.testing.assert_array_equal(decode(encoded(palette, transparency=0)).pixels, expected)
+    half = decode(encoded(palette, transparency=bytes([0, 128, 255]))).pixels
+    np.testing.assert_allclose(half, np.select([stripes == 0, stripes == 1], [0, 75], 90), atol=1)
+    gray = Image.fromarray(np.where(stripes == 0, 250, FILM).astype(np.uint8))
+    pixels = decode(encoded(gray, transparency=250)).pixels
+    np.testing.assert_array_equal(pixels, np.where(stripes == 0, 0, FILM))
+
+
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_sixteen_bits_in_either_byte_order(byte_order):
+    full = np.linspace(0, 255, FILM.size).reshape(FILM.shape).astype(np.uint8)
+    deep = (full.astype(np.uint16) * 257).astype(byte_order)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(deep), "TIFF")).pixels, full)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "brightest", "full"),
+    [
+        (np.uint16, 4095, 4095),
+        (np.uint16, 4096, 65535),
+        (np.uint16, 65535, 65535),
+        (np.int32, 65536, 65536),
+        (np.int32, 2_000_000_000, 2_000_000_000),
+        (np.float32, 1.0, 1.0),
+        (np.float32, 0.5, 1.0),
+        (np.float32, 4095.0, 4095),
+        (np.float32, 3e9, 3e9),
+    ],
+)
+def test_the_depth_is_the_smallest_that_holds_the_brightest(dtype, brightest, full):
+    film = np.zeros((64, 64), dtype)
+    film[0, 0], film[1, 1] = brightest, brightest / 2
+    expected = [round(255 * value / full) for value in (brightest, brightest / 2, 0)]
+    pixels = decode(encoded(Image.fromarray(film), "TIFF")).pixels
+    np.testing.assert_allclose(pixels[[0, 1, 2], [0, 1, 2]], expected, atol=1)
+    assert pixels[0, 0] == expected[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint16])
+def test_eight_bits_in_a_wider_type_are_the_same_film(dtype):
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(FILM.astype(dtype)), "TIFF")).pixels, FILM)
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation"),
+    [
+        ((255 - FILM).astype(np.uint16) * 257, 1),
+        (np.rot90(255 - FILM).astype(np.uint16) * 257, 6),
+        ((255 - FILM) / np.float32(255), 1),
+    ],
+    ids=["16 bits", "16 bits, turned", "float"],
+)
+def test_white_is_zero_of_every_depth(stored, orientation):
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), "TIFF", tiffinfo={262: 0, 274: orientation})
+    np.testing.assert_array_equal(decode(data).pixels, FILM)
+
+
+def test_white_is_zero_of_twelve_bits():
+    data = encoded(Image.fromarray(4095 - FILM.astype(np.uint16) * 16), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_allclose(decode(data).pixels, FILM * (16 * 255 / 4095), atol=1)
+
+
+def test_white_is_zero_of_eight_bits_is_not_turned_around_twice():
+    data = encoded(Image.fromarray(FILM), "TIFF", tiffinfo={262: 0})
+    assert (255 - FILM).tobytes() in data  # Pillow writes it turned around, too
+    np.testing.assert_array_equal(decode(data).pixels, FILM)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "MPO"])
+def test_of_many_pictures_the_first_is_read(kind):
+    options = {"WEBP": {"lossless": True}, "MPO": {"quality": 95}}.get(kind, {})
+    data = encoded(Image.fromarray(FILM), kind, save_all=True, append_images=[Image.fromarray(255 - FILM)], **options)
+    np.testing.assert_allclose(decode(data).pixels, FILM, atol=3 if kind == "MPO" else 0)
+
+
+def test_bounds_are_inclusive(monkeypatch):
+    assert decode(encoded(Image.fromarray(FILM[:64, :64]))).pixels.shape == (64, 64)
+    with pytest.raises(ImageRefused, match="image is 63 x 72 px; at least 64 x 64 is needed"):
+        decode(encoded(Image.fromarray(FILM[:, :63])))
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 72 * 90)
+    assert decode(encoded(Image.fromarray(FILM))).pixels.shape == (72, 90)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 72 * 90 - 1)
+    with pytest.raises(ImageRefused, match="90 x 72 px; at most 6,479 pixels are read: scale it down"):
+        decode(encoded(Image.fromarray(FILM)))
+
+
+def test_a_bomb_is_refused_in_a_plain_sentence():
+    data = bytearray(encoded(Image.fromarray(FILM)))
+    data[16:24] = struct.pack(">II", 20_000, 20_000)  # width and height in the header
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(ImageRefused) as refusal:
+        decode(bytes(data))
+    assert "100,000,000 pixels" in str(refusal.value) and "attack" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("film", "message"),
+    [
+        (np.full((70, 70), np.inf, np.float32), "not numbers; export it again"),
+        (-FILM.astype(np.float32), r"negative values \(down to -2\d\d.0\); export it as 8- or 16-bit"),
+    ],
+)
+def test_floats_that_are_no_brightness_are_refused(film, message):
+    with pytest.raises(ImageRefused, match=message):
+        decode(encoded(Image.fromarray(film), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+def test_a_film_cut_half_way_says_so(kind):
+    noisy = np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8)
+    data = encoded(Image.fromarray(noisy), kind)
+    with pytest.raises(ImageRefused, match="the image is damaged or cut short"):
+        decode(data[: len(data) // 2])
+
+
+def test_resize_squashes():
+    # A square of light between 1/4 and 1/2 of the width, 1/2 and 3/4 of the height.
+    film = np.zeros((100, 300), np.uint8)
+    film[50:75, 75:150] = 200
+    square = preprocess.resize(film)
+    assert square.shape == (224, 224) and square.dtype == np.uint8
+    rows, columns = np.nonzero(square > 100)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (112, 168, 56, 112)
+
+
+def test_resize_averages_what_it_shrinks():
+    checkerboard = ((np.indices((256, 256)).sum(0) % 2) * 255).astype(np.uint8)
+    assert set(np.unique(preprocess.resize(checkerboard, 32))) <= {127, 128}
+    assert (preprocess.resize(np.full((91, 350), 77, np.uint8), 64) == 77).all()
+
+
+def test_standardise_by_hand():
+    pixels = jnp.array([[[0.0, 0.5], [0.25, 1.0]]])
+    expected = np.array([[[[-2.0], [0.0]], [[-1.0], [2.0]]]])
+    np.testing.assert_allclose(preprocess.standardise(pixels, 0.5, 0.25), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(64, 0), (128, 0), (224, 0.01)])
+def test_sampling_at_the_same_size_is_the_identity(size, tolerance):
+    # Exact where the pixel centres are binary fractions; elsewhere off by a hundredth of a gray level at the most.
+    image = np.random.default_rng(size).integers(0, 256, (size, size), np.uint8)
+    np.testing.assert_allclose(preprocess.sample(image, jnp.eye(2, 3), size), image, rtol=0, atol=tolerance)
+
+
+def test_sampling_repeats_the_edge():
+    image = FILM[:64, :64]
+    shifted = preprocess.sample(image, jnp.array([[1, 0, 0], [0, 1, -8 * 2 / 64]]), 64)
+    np.testing.assert_array_equal(shifted, np.pad(image, ((0, 0), (8, 0)), mode="edge")[:, :64])
+    far = preprocess.sample(image, jnp.array([[1.0, 0, 9], [0, 1, 9]]), 64)
+    assert (far == float(image[-1, -1])).all()
+
+
+def test_a_crop_by_affine_is_the_crop():
+    image = np.random.default_rng(1).integers(0, 256, (64, 128), np.uint8)
+    # The right lower quarter: half the span, centred at (1/2, 1/2); its 32 x 64 px become 32 x 32.
+    crop = preprocess.sample(image, jnp.array([[0.5, 0, 0.5], [0, 0.5, 0.5]]), 32)
+    expected = image[32:, 64:].astype(float).reshape(32, 32, 2).mean(2)
+    np.testing.assert_allclose(crop, expected, atol=1e-3)
