@@ -13,6 +13,8 @@ def get_config() -> ConfigDict:
     # BatchNorm over the global batch: auto (where a device's share is below 32) | true | false
     config.sync_batch_norm = "auto"
 
+    config.resume = True  # False refuses a workdir that holds a run
+
     config.data = ConfigDict()
     config.data.dir = "data"  # where `python jobs/prepare.py --data_dir` wrote
     config.data.dataset = "chest_xray"  # chest_xray | phantom
@@ -20,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.mean = 0.48  # of the training films' pixels in [0, 1]
     config.data.std = 0.24
     config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class)
+    config.data.resident = "auto"  # true: on every device | false: decoded as needed | auto: true where they fit
 
     config.model = ConfigDict()
     config.model.architecture = "cnn"  # a key of model.registry.ARCHITECTURES

@@ -1,9 +1,12 @@
-"""The commands a person types. What they share, how a job starts and how it fails, is here."""
+"""The commands a person types. What they share, how a job starts, fails and writes, is here."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -50,3 +53,16 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             sys.exit(2 if isinstance(error, UsageError) else 1)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` once the block has succeeded: all of a file, or none."""
+    scratch = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

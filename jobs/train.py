@@ -1,17 +1,27 @@
-"""Trains a model, data-parallel over every local device.
+"""Trains a model, data-parallel over every device of every process.
 
     python jobs/prepare.py --source phantom --data_dir data
     python jobs/train.py --config configs/demo.py --workdir runs/demo
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn
     python jobs/train.py --config configs/cnn.py --workdir runs/short --config.epochs=3 --config.mixup_alpha=0
 
-Any field of configs/base.py can be set with --config.FIELD=VALUE. Running the same command again goes on where the run
-stopped. WORKDIR receives the checkpoints (the latest two and the best), log.jsonl with one object an epoch,
-TensorBoard events, config.json and curves.png.
+Any field of configs/base.py can be set with --config.FIELD=VALUE. WORKDIR receives the checkpoints (the latest two and
+the best), log.jsonl with one object an epoch, TensorBoard events, config.json and curves.png.
+
+Running the same command again goes on where the run stopped, on however many devices and processes there are now.
+Ctrl-C or SIGTERM finishes the step and saves; a second one stops at once.
+
+Many processes train one model where WORKDIR and the data are on storage they share. Slurm and Open MPI are recognised,
+and so is a Kubernetes Indexed Job that sets JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES; jobs/launch has files to
+start from. Anywhere else, on every host I of N:
+
+    python jobs/train.py --config configs/resnet.py --workdir runs/resnet \\
+        --coordinator HOST_0:12345 --num_processes N --process_id I
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jax
@@ -20,17 +30,23 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from jobs import run
+from jobs.training import processes
 from jobs.training.loop import train
 from model.checkpoint import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, such as runs/cnn.", required=True)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    train(_CONFIG.value, Path(_WORKDIR.value), jax.local_devices(), Console())
+    told = processes.settings(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
+    with processes.joined(told):
+        train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console())
 
 
 if __name__ == "__main__":

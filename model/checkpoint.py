@@ -118,6 +118,10 @@ class Writer:
         self._manager.wait_until_finished()
         self._manager.close()
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster wants the job to end, once all processes have taken this step; each asks at every one."""
+        return self._manager.reached_preemption(step)
+
     def save(
         self, step: int, variables: Any, meta: Mapping[str, Any], train: Any = None, score: float = -math.inf
     ) -> None:
@@ -197,16 +201,18 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
     raise CheckpointError(f"no step of {directory} can be loaded: " + "; ".join(problems))
 
 
-def set_aside_damaged(directory: Path) -> list[Path]:
+def set_aside_damaged(directory: Path, verified: int) -> list[Path]:
     """Renames each step that cannot be read whole to `damaged-<step>-<count>`, so that a Writer goes on without it.
 
-    A Writer cannot open a directory in which a step's metrics are cut, nor save below a step that is newer.
+    A Writer cannot open a directory in which a step's metrics are cut, nor save below a step that is newer. What
+    `load` gave is not read again: `verified` is its step.
     """
     moved = []
     for step in steps(directory):
         try:
             json.loads((directory / str(step) / "metrics" / "metrics").read_text())
-            _restore(directory, step, _read_meta(directory, step), train=True)
+            if step != verified:
+                _restore(directory, step, _read_meta(directory, step), train=True)
         except Exception as error:  # as above
             _skipped(step, error)
             names = (directory / f"damaged-{step}-{count}" for count in itertools.count(1))
@@ -258,7 +264,9 @@ def _restore(directory: Path, step: int, meta: dict[str, Any], train: bool) -> C
             if name.startswith(f"{item}/")
         }
         like = {name: np.empty(entry["shape"], np.dtype(entry["dtype"])) for name, entry in entries.items()}
-        with ocp.StandardCheckpointer() as reader:
+        me = jax.process_index()  # a process reads alone: no barrier with others, who may have no need to
+        alone = ocp.options.MultiprocessingOptions(me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}")
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as reader:
             restored[item] = reader.restore((directory / str(step) / item).resolve(), _nest(like))
         for name, array in to_arrays(restored[item]).items():
             if list(array.shape) != entries[name]["shape"] or _digest(array) != entries[name]["sha256"]:

@@ -139,11 +139,26 @@ def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir
     return target
 
 
+class Encoded:
+    """The squares of a split, each decoded when it is asked for."""
+
+    def __init__(self, examples: Any, size: int):
+        self._examples = examples
+        self.shape = (len(examples), size, size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(S, S) uint8."""
+        return _pixels(self._examples[int(index)]["image"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A decoded split."""
+    """A split; its squares are decoded, or decoded when asked for."""
 
-    images: np.ndarray  # (N, S, S) uint8
+    images: Any  # (N, S, S) uint8: an array, or Encoded
     labels: np.ndarray  # (N,) int32
     names: list[str]
     patients: list[str]
@@ -151,12 +166,8 @@ class Split:
     facts: dict[str, Any]  # name, fingerprint, storage_size, source, license, citation
 
 
-def read(data_dir: Path, dataset: str, split: str) -> Split:
-    """Reads and decodes a prepared split.
-
-    Raises:
-      JobError: not prepared there, or without that split; the message gives the command.
-    """
+def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared dataset that has `split`; JobError where there is none."""
     folder = Path(data_dir) / dataset / str(FilmBuilder.VERSION)
     source = "phantom" if dataset == "phantom" else "SRC"
     prepare = f"python jobs/prepare.py --source {source} --data_dir {data_dir}"
@@ -169,20 +180,43 @@ def read(data_dir: Path, dataset: str, split: str) -> Split:
             f"{dataset} in {data_dir} has no {split!r} split (it has: {present}); "
             f"a source with a {split} folder gives one: {prepare}"
         )
-    has_mask = "mask" in builder.info.features
-    pictures = ("image", "mask") if has_mask else ("image",)
+    return builder
+
+
+def size(data_dir: Path, dataset: str, split: str) -> int:
+    """Bytes of a split's squares once decoded; raises as `read`."""
+    info = _open(data_dir, dataset, split).info
+    return info.splits[split].num_examples * info.metadata["storage_size"] ** 2
+
+
+def read(data_dir: Path, dataset: str, split: str, decoded: bool = True) -> Split:
+    """Reads a prepared split.
+
+    Args:
+      data_dir: where it was prepared.
+      dataset: chest_xray or phantom.
+      split: one of SPLITS.
+      decoded: whether all squares are decoded now; else each when it is asked for, and masks are left out.
+
+    Raises:
+      JobError: not prepared there, or without that split; the message gives the command.
+    """
+    builder = _open(data_dir, dataset, split)
+    has_mask = decoded and "mask" in builder.info.features
     # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
-    examples = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
+    pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
+    examples = builder.as_data_source(split, decoders=pictures)
     size = builder.info.metadata["storage_size"]
     count = len(examples)
-    images = np.empty((count, size, size), np.uint8)
+    images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, size)
     masks = np.empty((count, size, size), bool) if has_mask else None
     labels, names, patients = np.empty(count, np.int32), [], []
     for index, example in enumerate(examples):
-        images[index] = _pixels(example["image"])
         labels[index] = example["label"]
         names.append(example["name"].decode())
         patients.append(example["patient"].decode())
+        if isinstance(images, np.ndarray):
+            images[index] = _pixels(example["image"])
         if masks is not None:
             masks[index] = _pixels(example["mask"]) > 0
     facts = {"name": dataset, **builder.info.metadata}

@@ -1,14 +1,41 @@
-"""Which films make up which batch: the batch of a step is a pure function of (seed, step)."""
+"""Which films make up which batch, and how they reach the devices.
+
+The batch of a step is a pure function of (seed, step), so going on needs no more than the step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
+import grain
 import numpy as np
 
 from model.labels import CLASSES
+
+
+def workers() -> int:
+    """Processes that decode films for one trainer: half of its cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // 2))
+
+
+class Films(NamedTuple):
+    """Decoded films that indices point into: a whole split on every device, or each device's films of one batch.
+
+    Streamed films have a leading axis of local devices.
+    """
+
+    images: Any  # (N, S, S) uint8, of numpy or JAX
+    labels: Any  # (N,) int32
+
+
+# Global batches of indices -> for each, the films and the indices (local devices, share, ...) into them.
+Feed = Callable[[Sequence[np.ndarray]], Generator[tuple[Films, np.ndarray], None, None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +81,116 @@ class Order:
         return random.permutation(np.concatenate(drawn))[: len(labels)].astype(np.int32)
 
 
-def evaluation_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@dataclasses.dataclass(frozen=True)
+class Batches(Sequence[np.ndarray]):
+    """The batches of the steps from `first` up to `end`."""
+
+    order: Order
+    first: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.order.batch(self.first + int(index))
+
+
+def evaluation_batches(count: int, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Every film once: ((batch_size,) int32 indices, (batch_size,) bool which of them are not padding)."""
-    for start in range(0, count, batch_size):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
-        yield np.minimum(indices, count - 1), indices < count
+    starts = np.arange(0, count, batch_size, dtype=np.int32)
+    rows = [np.arange(start, start + batch_size, dtype=np.int32) for start in starts]
+    return [(np.minimum(row, count - 1), row < count) for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which rows of a global batch belong to this process.
+
+    Attributes:
+      devices: of all processes.
+      local: positions of this process's devices among them.
+    """
+
+    devices: int
+    local: tuple[int, ...]
+
+    def share(self, batch: np.ndarray) -> np.ndarray:
+        """(global batch, ...) -> (local devices, share, ...).
+
+        Raises:
+          ValueError: the devices do not divide the batch; the message names both numbers.
+        """
+        if len(batch) % self.devices:
+            raise ValueError(
+                f"the global batch of {len(batch)} does not divide over {self.devices} devices; "
+                f"set --config.global_batch_size to a multiple of {self.devices}"
+            )
+        return batch.reshape(self.devices, -1, *batch.shape[1:])[list(self.local)]
+
+
+def from_memory(films: Films, layout: Layout) -> Feed:
+    """A feed from films that are on every device already."""
+    return lambda batches: ((films, layout.share(batch)) for batch in batches)
+
+
+def from_files(images: Sequence[np.ndarray], labels: np.ndarray, layout: Layout, workers: int) -> Feed:
+    """A feed that decodes the films of each batch ahead of the steps.
+
+    Args:
+      images: (S, S) uint8 each; what it takes to get one is what the workers are sent.
+      labels: (N,) int32.
+      layout: only this process's share of a batch is decoded.
+      workers: processes that decode; 0: threads of this one, which start at once.
+    """
+
+    def feed(batches: Sequence[np.ndarray]) -> Generator[tuple[Films, np.ndarray], None, None]:
+        stream = (
+            grain.MapDataset.source(batches)
+            .map(_Decode(images, labels, layout))
+            .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+            .mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+                worker_init_fn=_leave_signals_to_the_trainer,
+            )
+        )
+        decoded = iter(stream)
+        try:
+            for pixels, chosen, indices in decoded:
+                yield Films(pixels, chosen), indices
+        finally:
+            decoded.close()
+
+    return feed
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decode(grain.transforms.Map):
+    """A global batch of indices -> the films of this process's share, and where each stands among them."""
+
+    images: Sequence[np.ndarray]
+    labels: np.ndarray
+    layout: Layout
+
+    def map(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        share = self.layout.share(batch)  # (local devices, share, ...)
+        flat = share.reshape(len(share), -1)
+        pixels = np.stack([np.stack([self.images[index] for index in row]) for row in flat])
+        indices = np.arange(flat.size, dtype=np.int32) % flat.shape[1]
+        return pixels, self.labels[flat], indices.reshape(share.shape)
+
+
+def _leave_signals_to_the_trainer(worker: int, workers: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process; the trainer needs its films until it has saved."""
+    del worker, workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def memory(device: Any) -> int:
+    """Bytes one device has for films, parameters and activations together."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host // len([other for other in device.client.local_devices() if other.platform == device.platform])

@@ -2,124 +2,172 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import itertools
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from jobs import JobError
+from jobs import JobError, whole
 from jobs.datasets import films
 from jobs.evaluation import metrics, plots
 from jobs.training import optim, steps
-from jobs.training.data import evaluation_batches
+from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
+from jobs.training.lock import locked
 from jobs.training.plan import FIGURES, check, compile_steps, flatten
+from jobs.training.processes import StopSignal
 from model import checkpoint
 from model.labels import CLASSES
 
-MAY_CHANGE = ("epochs", "early_stopping_epochs", "data.dir")  # between the start of a run and its resumption
+MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
+RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
 def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console) -> None:
     """Trains what `config` describes, or goes on where the run in `workdir` stopped.
 
+    Every process of a job calls this with the same arguments; `workdir` and the data are on storage they share.
+    After SIGTERM or SIGINT the step is finished, the state saved and the function returns.
+
     Args:
       config: as configs/base.py.
       workdir: the checkpoint directory.
-      devices: those of the parallel step.
+      devices: those of the parallel step, of all processes.
       console: for the progress bar and a line an epoch.
 
     Raises:
-      JobError: something the user can mend: no data, numbers that do not fit, a run that diverged.
+      JobError: something the user can mend: no data, numbers that do not fit, a run that diverged, a directory in use.
     """
     check(config)
-    training = films.read(Path(config.data.dir), config.data.dataset, "train")
-    validation = films.read(Path(config.data.dir), config.data.dataset, "validation")
-    order, learning_rate, state, train_step, eval_step, synced = compile_steps(config, training.labels, devices)
-    state, history = _resume(config, workdir, state, console)
+    main = jax.process_index() == 0
+    console.quiet = not main
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JobError(f"{workdir} cannot be made a folder ({error.strerror}); give another --workdir") from error
+    with locked(workdir) if main else contextlib.nullcontext() as stale, StopSignal() as signalled:
+        if stale:
+            console.print(f"the lock of {stale}, is stale: that process is gone", soft_wrap=True)
+        _train(config, workdir, devices, console, signalled)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console, signalled: StopSignal
+) -> None:
+    main = jax.process_index() == 0
+    training, validation, resident = _read(config, devices)
+    order, learning_rate, state, train_step, eval_step, synced = compile_steps(
+        config, training.labels, devices, resident
+    )
+    state, history, losses = _resume(config, workdir, state, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
         f"{config.model.architecture}, {parameters:,} parameters, {config.data.image_size} px, {config.dtype}; "
-        f"{len(training.labels)} films to train on, {len(validation.labels)} held out; "
-        f"{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
+        f"{len(training.labels)} films to train on, {len(validation.labels)} held out, "
+        f"{'resident' if resident else 'streamed'}; "
+        f"{processes}{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
         f"{', SyncBN' if synced and len(devices) > 1 else ''}",
         soft_wrap=True,
     )
-    if history:
-        console.print(f"going on after epoch {len(history)} of {config.epochs}")
+    if history or losses:
+        into = f" and {len(losses)} steps" if losses else ""
+        console.print(f"going on after epoch {len(history)} of {config.epochs}{into}")
 
     state = steps.replicate(state, devices)
-    resident = steps.replicate(steps.Resident(training.images, training.labels), devices)
-    held_out = steps.replicate(steps.Resident(validation.images, validation.labels), devices)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "config.json", json.dumps(config.to_dict(), indent=1))
-    _write_log(workdir, history)
+    feed = _feed(training, devices, resident, workers())
+    evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
+    if main:
+        with whole(workdir / "config.json") as path:
+            path.write_text(json.dumps(config.to_dict(), indent=1))
+        _write_log(workdir, history)
+    first, end = len(history) * order.steps_per_epoch + len(losses), config.epochs * order.steps_per_epoch
     with (
         checkpoint.Writer(workdir) as writer,
-        SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1) as events,
+        _events(workdir, len(history) + 1, main) as events,
         _progress(console) as bar,
+        contextlib.closing(feed(Batches(order, first, end))) as batches,
     ):
-        task = bar.add_task("", total=config.epochs * order.steps_per_epoch, speed="")
+        task = bar.add_task("", total=end, completed=first, speed="")
         scores = [_score(row, config.select) for row in history]
-        while len(history) < config.epochs and not _stalled(scores, config.early_stopping_epochs):
-            started = time.monotonic()
+        stopped = False
+        while not stopped and len(history) < config.epochs and not _stalled(scores, config.early_stopping_epochs):
+            started, begun = time.monotonic(), len(losses)
             first = len(history) * order.steps_per_epoch
             scale = optim.plateau_scale(scores, config.optimizer.plateau_factor, config.optimizer.plateau_patience)
             state = state.replace(opt_state=optim.set_plateau_scale(state.opt_state, np.float32(scale)))
 
-            def advance(done: int, first: int = first, started: float = started) -> None:
-                speed = done * config.global_batch_size / (time.monotonic() - started)
+            def advance(done: int, first: int = first, started: float = started, begun: int = begun) -> None:
+                speed = (done - begun) * config.global_batch_size / (time.monotonic() - started)
                 epoch = f"epoch {first // order.steps_per_epoch + 1}/{config.epochs}"
                 bar.update(task, completed=first + done, description=epoch, speed=f"{speed:.0f} images/s")
 
-            batches = (order.batch(step) for step in range(first, first + order.steps_per_epoch))
-            state, losses = _epoch(
-                train_step, state, resident, batches, len(devices), config.max_skipped_steps, advance
-            )
-            trained_seconds = time.monotonic() - started
-            probabilities = evaluate(
-                eval_step, state.ema, held_out, len(validation.labels), config.global_batch_size, len(devices)
-            )
-            measured = metrics.score(validation.labels, probabilities)
-            row = {
-                "epoch": len(history) + 1,
-                "step": int(state.step),
-                "train_loss": float(np.nanmean(losses)),
-                **{name: figure(measured) for name, figure in FIGURES.items()},
-                "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
-                "skipped_steps": int(np.isnan(losses).sum()),
-                "images_per_second": round(len(losses) * config.global_batch_size / trained_seconds, 1),
-                "seconds": round(time.monotonic() - started, 2),
-            }
-            history.append(row)
-            scores.append(_score(row, config.select))
+            def stop(taken: int, first: int = first) -> bool:
+                # Many processes must agree on the step, so no one goes by its own signal.
+                alone = jax.process_count() == 1
+                return signalled.name is not None if alone else writer.reached_preemption(first + taken)
+
+            wasted = itertools.takewhile(lambda row: row["skipped_steps"] == order.steps_per_epoch, reversed(history))
+            patience = max(1, config.max_skipped_steps - order.steps_per_epoch * len(list(wasted)))
+            state, stopped = _epoch(train_step, state, batches, losses, order.steps_per_epoch, patience, advance, stop)
+            if len(losses) == order.steps_per_epoch:
+                trained_seconds = time.monotonic() - started
+                probabilities = evaluate(
+                    eval_step, state.ema, evaluation_feed, len(validation.labels), config.global_batch_size
+                )
+                measured = metrics.score(validation.labels, probabilities)
+                row = {
+                    "epoch": len(history) + 1,
+                    "step": int(state.step),
+                    "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
+                    **{name: figure(measured) for name, figure in FIGURES.items()},
+                    "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
+                    "skipped_steps": int(np.isnan(losses).sum()),
+                    "images_per_second": round((len(losses) - begun) * config.global_batch_size / trained_seconds, 1),
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+                history.append(row)
+                scores.append(_score(row, config.select))
+                losses = []
             writer.save(
-                row["step"],
+                int(state.step),
                 state.ema,
-                _meta(config, training.facts, history),
+                _meta(config, training.facts, history, losses),
                 train={
                     "params": state.params,
                     "batch_stats": state.batch_stats,
                     "opt_state": state.opt_state,
                 },
-                score=scores[-1],
+                # Only whole epochs were evaluated; any other step is there to go on from.
+                score=-math.inf if losses else scores[-1],
             )
-            _write_log(workdir, history)
-            for name, value in row.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    events.add_scalar(name, value, row["epoch"])
-            plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], workdir / "curves.png")
-            console.print(_line(row, config.epochs), soft_wrap=True)
+            if main and not losses:
+                _write_log(workdir, history)
+                for name, value in row.items():
+                    if isinstance(value, float) and math.isfinite(value):
+                        events.add_scalar(name, value, row["epoch"])
+                with whole(workdir / "curves.png") as path:
+                    plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
+                console.print(_line(row, config.epochs), soft_wrap=True)
+    if stopped:
+        console.print(
+            f"stopped by {signalled.name or 'SIGTERM'} after step {int(state.step)} of {end}, saved; the same command "
+            "goes on from there",
+            soft_wrap=True,
+        )
+        return
     if _stalled(scores, config.early_stopping_epochs):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
     best = history[int(np.argmax(scores))]
@@ -131,57 +179,68 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     )
 
 
+def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Split, films.Split, bool]:
+    """The training and validation splits, and whether they are to live on the devices."""
+    at, dataset = Path(config.data.dir), config.data.dataset
+    resident = config.data.resident != "false"
+    if config.data.resident == "auto":
+        needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
+        resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
+    training, validation = (films.read(at, dataset, split, decoded=resident) for split in ("train", "validation"))
+    return training, validation, resident
+
+
+def _feed(split: films.Split, devices: Sequence[jax.Device], resident: bool, decoders: int) -> Feed:
+    if resident:
+        return from_memory(steps.replicate(Films(split.images, split.labels), devices), steps.layout(devices))
+    return from_files(split.images, split.labels, steps.layout(devices), decoders)
+
+
 def _epoch(
     train_step: steps.TrainStep,
     state: steps.State,
-    resident: steps.Resident,
-    batches: Iterable[np.ndarray],
-    devices: int,
+    batches: Iterator[tuple[Films, np.ndarray]],
+    losses: list[float],
+    count: int,
     max_skipped: int,
     advance: Callable[[int], None],
-) -> tuple[steps.State, np.ndarray]:
-    """Takes a step a batch; returns the state and each step's loss, NaN where the step was skipped."""
-    losses: list[float] = []
-    skipped_in_a_row = 0
+    stop: Callable[[int], bool],
+) -> tuple[steps.State, bool]:
+    """Takes steps until `losses`, one a step and NaN where it was skipped, has `count`, or `stop` of a step is true.
+
+    Returns:
+      The state, and whether it was `stop`.
+    """
 
     def note(step_metrics: dict[str, jax.Array]) -> None:
-        nonlocal skipped_in_a_row
-        skipped = bool(step_metrics["skipped"])
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        losses.append(math.nan if skipped else float(step_metrics["loss"]))
+        losses.append(math.nan if step_metrics["skipped"] else float(step_metrics["loss"]))
         advance(len(losses))
-        if skipped_in_a_row >= max_skipped:
+        if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
             raise JobError(
-                f"{skipped_in_a_row} steps in a row gave no finite loss or gradient; lower "
+                f"{max_skipped} steps in a row gave no finite loss or gradient; lower "
                 "--config.optimizer.learning_rate, or use --config.dtype=float32. Checkpoints up to the last epoch "
                 "are kept: the same command goes on from there"
             )
 
-    previous = None
-    for batch in batches:
-        state, current = train_step(state, resident, steps.per_device(devices, batch))
+    taken, stopped, previous = len(losses), False, None
+    while taken < count and not stopped:
+        state, current = train_step(state, *next(batches))
+        taken += 1
         if previous is not None:
             note(previous)  # one step behind, so that the devices never wait for the host
         previous = current
+        stopped = stop(taken)
     if previous is not None:
         note(previous)
-    return state, np.asarray(losses)
+    return state, stopped
 
 
-def evaluate(
-    eval_step: steps.EvalStep,
-    variables: Any,
-    resident: steps.Resident,
-    count: int,
-    batch_size: int,
-    devices: int,
-) -> np.ndarray:
-    """Probabilities (count, 3) of a resident split, every film exactly once."""
-    answers = []
-    for indices, real in evaluation_batches(count, batch_size):
-        logits = np.asarray(eval_step(variables, resident, steps.per_device(devices, indices)))
-        answers.append(logits.reshape(-1, len(CLASSES))[real])
-    logits = np.concatenate(answers).astype(np.float64)
+def evaluate(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, batch_size: int) -> np.ndarray:
+    """Probabilities (count, 3) of a split, every film exactly once."""
+    batches = evaluation_batches(count, batch_size)
+    fed = feed([indices for indices, _ in batches])
+    answers = [np.asarray(eval_step(variables, *batch)).reshape(-1, len(CLASSES)) for batch in fed]
+    logits = np.concatenate([answer[real] for answer, (_, real) in zip(answers, batches, strict=True)]).astype(float)
     assert len(logits) == count, f"{len(logits)} answers for {count} films"
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
@@ -189,23 +248,33 @@ def evaluate(
 
 def _resume(
     config: ConfigDict, workdir: Path, state: steps.State, console: Console
-) -> tuple[steps.State, list[dict[str, Any]]]:
-    """The state and the log of the newest whole checkpoint, or those of a new run."""
+) -> tuple[steps.State, list[dict[str, Any]], list[float]]:
+    """The state, the log and the losses of the epoch begun, of the newest whole checkpoint or of a new run."""
     if not checkpoint.steps(workdir):
-        return state, []
-    loaded = checkpoint.load(workdir, "latest", train=True)
-    for damaged in checkpoint.set_aside_damaged(workdir):
-        console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
-    new, old = flatten(json.loads(json.dumps(config.to_dict()))), flatten(loaded.meta["config"])
-    changed = [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in MAY_CHANGE
-    ]
-    if changed:
+        return state, [], []
+    if not config.resume:
         raise JobError(
-            f"{workdir} holds a run of another config ({'; '.join(changed)}); give another --workdir, or the old values"
+            f"{workdir} holds a run, and config.resume is False; give another --workdir, or leave out --config.resume"
         )
+    loaded = checkpoint.load(workdir, "latest", train=True)
+    _wait_for_all("loaded")
+    if jax.process_index() == 0:
+        for damaged in checkpoint.set_aside_damaged(workdir, loaded.step):
+            console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
+    _wait_for_all("set aside")
+    new, old = flatten(json.loads(json.dumps(config.to_dict()))), flatten(loaded.meta["config"])
+    changed = {
+        name: f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+    refused = [change for name, change in changed.items() if name not in MAY_CHANGE]
+    if refused:
+        raise JobError(
+            f"{workdir} holds a run of another config ({'; '.join(refused)}); give another --workdir, or the old values"
+        )
+    if changed:
+        console.print(f"changed since the run began: {'; '.join(changed.values())}", soft_wrap=True)
     stored = checkpoint.to_arrays({"ema": loaded.variables, **(loaded.train or {})})
     like = {
         "ema": state.ema,
@@ -213,7 +282,14 @@ def _resume(
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
     }
-    return state.replace(step=np.int32(loaded.step), **checkpoint.from_arrays(like, stored)), loaded.meta["history"]
+    state = state.replace(step=np.int32(loaded.step), **checkpoint.from_arrays(like, stored))
+    losses = [math.nan if loss is None else loss for loss in loaded.meta["losses"]]
+    return state, loaded.meta["history"], losses
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _score(row: dict[str, Any], select: ConfigDict) -> float:
@@ -229,8 +305,10 @@ def _stalled(scores: list[float], patience: int) -> bool:
     return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-def _meta(config: ConfigDict, facts: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+def _meta(
+    config: ConfigDict, facts: dict[str, Any], history: list[dict[str, Any]], losses: list[float]
+) -> dict[str, Any]:
+    """What a checkpoint says of itself; `losses` are those of an epoch begun, None where a step was skipped."""
     packages = ("pneumoscope", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "architecture": config.model.architecture,
@@ -242,22 +320,17 @@ def _meta(config: ConfigDict, facts: dict[str, Any], history: list[dict[str, Any
         "std": config.data.std,
         "config": config.to_dict(),
         "dataset": facts,
-        "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)},
-        "epoch": history[-1]["epoch"],
+        "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)} if history else {},
+        "epoch": len(history),
         "history": history,
+        "losses": [None if math.isnan(loss) else loss for loss in losses],
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)
-
-
 def _write_log(workdir: Path, history: list[dict[str, Any]]) -> None:
-    _write(workdir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+    with whole(workdir / "log.jsonl") as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in history))
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:
@@ -267,6 +340,10 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
         + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
     )
+
+
+def _events(workdir: Path, purge_step: int, main: bool) -> contextlib.AbstractContextManager[Any]:
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step) if main else contextlib.nullcontext()
 
 
 def _progress(console: Console) -> Progress:

@@ -50,6 +50,7 @@ def check(config: ConfigDict) -> None:
         "sync_batch_norm": ("auto", "true", "false"),
         "data.dataset": ("chest_xray", "phantom"),
         "data.balance": ("none", "loss", "sampling"),
+        "data.resident": ("auto", "true", "false"),
         "select.metric": tuple(FIGURES),
         "select.mode": ("min", "max"),
     }
@@ -74,7 +75,9 @@ def check(config: ConfigDict) -> None:
             raise JobError(f"config.{name} is {flat[name]}; it must be from {low} to {high}")
 
 
-def compile_steps(config: ConfigDict, labels: np.ndarray, devices: Sequence[jax.Device]) -> Compiled:
+def compile_steps(
+    config: ConfigDict, labels: np.ndarray, devices: Sequence[jax.Device], resident: bool = True
+) -> Compiled:
     """Unpacks a config into the order of the films, the first state and the compiled steps."""
     if config.global_batch_size % len(devices):
         raise JobError(
@@ -127,8 +130,8 @@ def compile_steps(config: ConfigDict, labels: np.ndarray, devices: Sequence[jax.
         order=order,
         learning_rate=learning_rate,
         state=steps.create_state(module, optimizer, config.seed, config.data.image_size),
-        train_step=steps.make_train_step(module, optimizer, recipe, image, config.seed, devices),
-        eval_step=steps.make_eval_step(module, image, devices),
+        train_step=steps.make_train_step(module, optimizer, recipe, image, config.seed, devices, resident),
+        eval_step=steps.make_eval_step(module, image, devices, resident),
         synced=synced,
     )
 

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jobs.training.augment import augment
+from jobs.training.data import Films, Layout
 from model.labels import CLASSES
 from model.preprocess import to_input
 
@@ -28,13 +29,6 @@ class State(flax.struct.PyTreeNode):
     batch_stats: Any
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
     opt_state: optax.OptState
-
-
-class Resident(NamedTuple):
-    """A decoded split, on every device."""
-
-    images: jax.Array | np.ndarray  # (N, S, S) uint8
-    labels: jax.Array | np.ndarray  # (N,) int32
 
 
 class Input(NamedTuple):
@@ -56,27 +50,23 @@ class Recipe(NamedTuple):
     ema_decay: float  # in [0, 1); 0 serves the raw parameters
 
 
-TrainStep = Callable[[State, Resident, np.ndarray], tuple[State, dict[str, jax.Array]]]
-EvalStep = Callable[[Any, Resident, np.ndarray], jax.Array]
+TrainStep = Callable[[State, Films, np.ndarray], tuple[State, dict[str, jax.Array]]]
+EvalStep = Callable[[Any, Films, np.ndarray], jax.Array]
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts a host tree on every device once, without stacking copies on one of them first."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
+    """Puts a host tree on each of this process's devices once, without stacking copies on one of them first."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(local(devices)), (AXIS,)), PartitionSpec()))
 
 
-def per_device(count: int, batch: np.ndarray) -> np.ndarray:
-    """(global batch, ...) -> (devices, share, ...).
+def layout(devices: Sequence[jax.Device]) -> Layout:
+    """Which rows of a global batch belong to this process's devices."""
+    return Layout(len(devices), tuple(devices.index(device) for device in local(devices)))
 
-    Raises:
-      ValueError: the devices do not divide the batch; the message names both numbers.
-    """
-    if len(batch) % count:
-        raise ValueError(
-            f"the global batch of {len(batch)} does not divide over {count} devices; "
-            f"set --config.global_batch_size to a multiple of {count}"
-        )
-    return batch.reshape(count, -1, *batch.shape[1:])
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of this process."""
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def create_state(module: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int) -> State:
@@ -106,10 +96,13 @@ def make_train_step(
     image: Input,
     seed: int,
     devices: Sequence[jax.Device],
+    resident: bool = True,
 ) -> TrainStep:
-    """Compiles one training step.
+    """Compiles one training step over the devices of all processes.
 
-    The step takes (state, resident data, indices (devices, share, 2) int32): the film, and the one it is mixed with.
+    The step takes (state, films, indices (local devices, share, 2) int32): the film, and the one it is mixed with. The
+    films are a whole split on every device, or, where not `resident`, those of this batch with a leading axis of
+    local devices.
     Everything random about the example at global position p of step s is keyed by (seed, s, p), so the number of
     devices changes nothing but the order of sums. A step whose loss or gradient is not finite changes nothing but
     the step counter. The state is donated.
@@ -120,7 +113,7 @@ def make_train_step(
     """
     class_weights = jnp.asarray(recipe.class_weights)
 
-    def step(state: State, data: Resident, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, data: Films, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         share = indices.shape[0]
         positions = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -175,20 +168,20 @@ def make_train_step(
         step,
         axis_name=AXIS,
         devices=devices,
-        in_axes=(None, None, 0),
+        in_axes=(None, None if resident else 0, 0),
         out_axes=(None, None),
         donate_argnums=0,
     )
 
 
-def make_eval_step(module: nn.Module, image: Input, devices: Sequence[jax.Device]) -> EvalStep:
-    """Compiles evaluation: (variables, resident data, indices (devices, share)) -> (devices, share, 3) logits.
+def make_eval_step(module: nn.Module, image: Input, devices: Sequence[jax.Device], resident: bool = True) -> EvalStep:
+    """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, 3) logits.
 
-    The logits of all devices are gathered, so that every host holds them all.
+    The films are as those of a training step. The logits of all devices are gathered, so that every process holds them.
     """
 
-    def step(variables: Any, data: Resident, indices: jax.Array) -> jax.Array:
+    def step(variables: Any, data: Films, indices: jax.Array) -> jax.Array:
         inputs = to_input(data.images[indices], *image)
         return jax.lax.all_gather(module.apply(variables, inputs, train=False), AXIS)
 
-    return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None, 0), out_axes=None)
+    return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None if resident else 0, 0), out_axes=None)

@@ -7,6 +7,7 @@ import pytest
 from configs import base
 from jobs import JobError
 from jobs.training import loop, plan, steps
+from jobs.training.data import Films, from_memory
 from model.preprocess import to_input
 from model.registry import build
 
@@ -43,11 +44,12 @@ def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
     chosen = jax.devices()[:devices]
     compiled = plan.compile_steps(made, labels, chosen)
     state = steps.replicate(compiled.state, chosen)
-    resident = steps.replicate(steps.Resident(images, labels), chosen)
+    resident = steps.replicate(Films(images, labels), chosen)
+    layout = steps.layout(chosen)
     losses = []
     for step in range(count):
         state, metrics = compiled.train_step(
-            state, resident, steps.per_device(devices, compiled.order.batch(step % compiled.order.steps_per_epoch))
+            state, resident, layout.share(compiled.order.batch(step % compiled.order.steps_per_epoch))
         )
         losses.append(float(metrics["loss"]))
     return losses, state, compiled, resident
@@ -144,7 +146,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
     _, before, compiled, resident = run(plain(), 2, 2)
     kept = jax.tree.map(np.array, before)
     poisoned = before.replace(params=jax.tree.map(lambda leaf: leaf * np.float32("nan"), before.params))
-    after, metrics = compiled.train_step(poisoned, resident, steps.per_device(2, compiled.order.batch(0)))
+    after, metrics = compiled.train_step(
+        poisoned, resident, steps.layout(jax.devices()[:2]).share(compiled.order.batch(0))
+    )
     assert float(metrics["skipped"]) == 1
     assert int(after.step) == 3
     assert (flat(after.ema) == flat(kept.ema)).all()
@@ -155,7 +159,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
 @pytest.mark.parametrize("devices", DEVICES)
 def test_evaluation_counts_every_film_once(ten_steps, devices):
     _, state, compiled, resident = ten_steps[devices]
-    probabilities = loop.evaluate(compiled.eval_step, state.ema, resident, len(LABELS), 16, devices)
+    feed = from_memory(resident, steps.layout(jax.devices()[:devices]))
+    probabilities = loop.evaluate(compiled.eval_step, state.ema, feed, len(LABELS), 16)
     module = build("cnn", {"widths": (4, 8), "blocks": (1, 1), "dropout": 0.5})
     logits = module.apply(jax.device_get(state.ema), to_input(IMAGES, 32, 0.48, 0.24))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=2e-5)
@@ -165,7 +170,7 @@ def test_a_batch_that_does_not_divide_names_both_numbers():
     with pytest.raises(JobError, match="global batch of 12 does not divide over 8 devices; .* multiple of 8"):
         plan.compile_steps(config(global_batch_size=12), LABELS, jax.devices())
     with pytest.raises(ValueError, match="12 does not divide over 8"):
-        steps.per_device(8, np.zeros((12, 2), np.int32))
+        steps.layout(jax.devices()).share(np.zeros((12, 2), np.int32))
 
 
 def test_a_batch_larger_than_the_data_is_named():

@@ -128,10 +128,10 @@ def test_a_damaged_file_falls_back_or_is_refused(pristine, tmp_path, damage):
 def test_a_writer_goes_on_after_damage_is_set_aside(pristine, tmp_path, damage):
     run = tmp_path / "run"
     shutil.copytree(pristine, run)
-    assert checkpoint.set_aside_damaged(run) == []
+    assert checkpoint.set_aside_damaged(run, 1) == []
     victim = run / "2" / ("metrics/metrics" if damage == "metrics" else "variables/manifest.ocdbt")
     victim.write_bytes(victim.read_bytes()[:-1])
-    assert checkpoint.set_aside_damaged(run) == [run / "damaged-2-1"]
+    assert checkpoint.set_aside_damaged(run, 1) == [run / "damaged-2-1"]
     with checkpoint.Writer(run) as writer:
         writer.save(2, variables(7), {}, train={"n": np.ones(1)}, score=0.3)
     assert checkpoint.steps(run) == [1, 2] and (run / "damaged-2-1").is_dir()
@@ -279,7 +279,7 @@ def test_a_step_may_be_set_aside_twice(pristine, tmp_path):
     shutil.copytree(pristine, run)
     for _ in range(2):
         (run / "2" / "variables" / "manifest.ocdbt").write_bytes(b"")
-        assert len(checkpoint.set_aside_damaged(run)) == 1
+        assert len(checkpoint.set_aside_damaged(run, 1)) == 1
         assert checkpoint.steps(run) == [1]
         shutil.copytree(pristine / "2", run / "2")  # trained again
     assert checkpoint.steps(run) == [1, 2]
