@@ -3,13 +3,14 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN := .venv/bin
 
-.PHONY: help demo space test lint types clean
+.PHONY: help demo space test test-all lint types clean
 
 help:
 	@echo "make demo    install, prepare phantoms, train, evaluate, serve on http://localhost:$(PORT)"
 	@echo "             (HEADLESS=1 make demo stops before serving)"
 	@echo "make space   serve the bundled model on http://localhost:$(PORT)"
-	@echo "make test    install the test extras; lint, types and the whole suite"
+	@echo "make test    install the test extras; lint, types and the whole suite, but for the long tests"
+	@echo "make test-all  the long ones, too"
 
 .venv/requirements: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,6 +41,9 @@ types: .venv/requirements-test
 
 test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
+
+test-all: lint types
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

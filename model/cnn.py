@@ -99,6 +99,11 @@ class CNN(nn.Module):
     sync_batch_norm: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.blocks):
+            raise ValueError(f"widths {self.widths} and blocks {self.blocks} differ in length; a stage has one of each")
+        super().__post_init__()
+
     def setup(self) -> None:
         norm_axis = self.axis_name if self.sync_batch_norm else None
         self.stem = Stem(self.widths[0], norm_axis, self.dtype)

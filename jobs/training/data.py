@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
@@ -151,7 +153,7 @@ def from_files(images: Sequence[np.ndarray], labels: np.ndarray, layout: Layout,
             .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
             .mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=_live_as_long_as_the_trainer,
             )
         )
         decoded = iter(stream)
@@ -180,11 +182,19 @@ class _Decode(grain.transforms.Map):
         return pixels, self.labels[flat], indices.reshape(share.shape)
 
 
-def _leave_signals_to_the_trainer(worker: int, workers: int) -> None:
+def _live_as_long_as_the_trainer(worker: int, workers: int) -> None:
     """Ctrl-C and a cluster's SIGTERM reach every process; the trainer needs its films until it has saved."""
     del worker, workers
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    trainer = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == trainer:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def memory(device: Any) -> int:

@@ -123,6 +123,11 @@ def test_another_config_in_the_same_place_is_refused(phantom_data, straight):
         train(config(phantom_data, epochs=4, seed=1, label_smoothing=0.1), straight[0])
 
 
+def test_without_resume_a_run_is_not_written_over(phantom_data, straight):
+    with pytest.raises(JobError, match="holds a run, and config.resume is False; give another --workdir"):
+        train(config(phantom_data, epochs=4, resume=False), straight[0])
+
+
 def test_early_stopping(phantom_data, tmp_path):
     made = config(phantom_data, epochs=50, early_stopping_epochs=2)
     made.select.metric = "val_accuracy"
