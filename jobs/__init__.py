@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class JobError(Exception):
@@ -51,6 +54,11 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
         except (JobError, mendable) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            print(f"error: {error}; free some room, or give a place that can be written", file=sys.stderr)
+            sys.exit(1)
 
     app.run(guarded, flags_parser=parse)
 

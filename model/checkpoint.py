@@ -8,11 +8,13 @@ A bundle is the same directory with one step and no `train`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -103,20 +105,45 @@ class Writer:
                 checkpoint_managers.BestN(n=1, get_metric_fn=score, reverse=False),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            directory.resolve(),
-            item_names=ITEMS,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep, best_fn=score, best_mode="max", cleanup_tmp_directories=True
-            ),
-        )
+        try:
+            # Where it may not write, Orbax waits five minutes before it says so.
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+            self._manager = ocp.CheckpointManager(
+                directory.resolve(),
+                item_names=ITEMS,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=keep, best_fn=score, best_mode="max", cleanup_tmp_directories=True
+                ),
+            )
+        except OSError as error:
+            raise CheckpointError(f"{directory} cannot be written ({error}); mend it, or give another place") from error
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with self._failure_is_told():
+                self._manager.wait_until_finished()
+        except CheckpointError:
+            if kind is None:  # else the error on its way out says more
+                raise
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _failure_is_told(self) -> Iterator[None]:
+        """What Orbax raises where it cannot write, some of it one save later, becomes a CheckpointError."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._manager.directory} ({reason}); free some room or mend "
+                "its permissions. Steps saved before are whole"
+            ) from error
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster wants the job to end, once all processes have taken this step; each asks at every one."""
@@ -157,19 +184,22 @@ class Writer:
         complete = json.loads(json.dumps(complete))  # what a reader will see, tuples as lists
         complete["sha256"] = _meta_digest(complete)
         items = {item: ocp.args.StandardSave(_nest(arrays)) for item, arrays in stored.items()}
-        if not self._manager.save(
-            step,
-            args=ocp.args.Composite(meta=ocp.args.JsonSave(complete), **items),
-            metrics={"score": score},
-        ):
+        with self._failure_is_told():
+            taken = self._manager.save(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonSave(complete), **items), metrics={"score": score}
+            )
+        if not taken:
             raise CheckpointError(f"step {step} was not saved: it exists already, or a newer one does")
 
 
 def steps(directory: Path) -> list[int]:
     """The finished steps of a directory, oldest first; whether they can be read is another matter."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+    try:
+        if not directory.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read ({error.strerror}); mend its permissions") from error
 
 
 def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool = False) -> Checkpoint:
@@ -232,6 +262,8 @@ def _read_meta(directory: Path, step: int) -> dict[str, Any]:
         raise ValueError("the digest of meta does not match")
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']} is not {FORMAT}: made by another version")
+    if meta["step"] != step:
+        raise ValueError(f"it holds step {meta['step']}")
     return meta
 
 

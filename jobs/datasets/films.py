@@ -168,19 +168,38 @@ class Split:
 
 def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
     """The builder of a prepared dataset that has `split`; JobError where there is none."""
-    folder = Path(data_dir) / dataset / str(FilmBuilder.VERSION)
-    source = "phantom" if dataset == "phantom" else "SRC"
-    prepare = f"python jobs/prepare.py --source {source} --data_dir {data_dir}"
-    if not (folder / "dataset_info.json").exists():
-        raise JobError(f"no prepared {dataset} data in {data_dir}; prepare it: {prepare}")
-    builder = tfds.builder_from_directory(str(folder))
+    version = str(FilmBuilder.VERSION)
+    folder = Path(data_dir) / dataset / version
+    if not folder.is_dir():
+        others = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        found = f" (there is version {', '.join(sorted(others))}; this program reads {version})" if others else ""
+        raise JobError(f"no prepared {dataset} data in {data_dir}{found}; prepare it: {_command(data_dir, dataset)}")
+    with _damage_is_told(data_dir, dataset):
+        builder = tfds.builder_from_directory(str(folder))
     if split not in builder.info.splits:
         present = ", ".join(builder.info.splits)
         raise JobError(
             f"{dataset} in {data_dir} has no {split!r} split (it has: {present}); "
-            f"a source with a {split} folder gives one: {prepare}"
+            f"a source with a {split} folder gives one: {_command(data_dir, dataset)}"
         )
     return builder
+
+
+def _command(data_dir: Path, dataset: str) -> str:
+    return f"python jobs/prepare.py --source {'phantom' if dataset == 'phantom' else 'SRC'} --data_dir {data_dir}"
+
+
+@contextlib.contextmanager
+def _damage_is_told(data_dir: Path, dataset: str) -> Iterator[None]:
+    """Whatever TFDS makes of files that are cut, missing or not its own becomes one JobError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise JobError(
+            f"the prepared {dataset} data in {data_dir} are damaged or half prepared ({reason}); "
+            f"prepare them again: {_command(data_dir, dataset)}"
+        ) from error
 
 
 def size(data_dir: Path, dataset: str, split: str) -> int:
@@ -199,26 +218,27 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True) -> Spli
       decoded: whether all squares are decoded now; else each when it is asked for, and masks are left out.
 
     Raises:
-      JobError: not prepared there, or without that split; the message gives the command.
+      JobError: not prepared there, damaged, or without that split; the message gives the command.
     """
     builder = _open(data_dir, dataset, split)
-    has_mask = decoded and "mask" in builder.info.features
-    # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
-    pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
-    examples = builder.as_data_source(split, decoders=pictures)
-    size = builder.info.metadata["storage_size"]
-    count = len(examples)
-    images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, size)
-    masks = np.empty((count, size, size), bool) if has_mask else None
-    labels, names, patients = np.empty(count, np.int32), [], []
-    for index, example in enumerate(examples):
-        labels[index] = example["label"]
-        names.append(example["name"].decode())
-        patients.append(example["patient"].decode())
-        if isinstance(images, np.ndarray):
-            images[index] = _pixels(example["image"])
-        if masks is not None:
-            masks[index] = _pixels(example["mask"]) > 0
+    with _damage_is_told(data_dir, dataset):
+        has_mask = decoded and "mask" in builder.info.features
+        # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
+        pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
+        examples = builder.as_data_source(split, decoders=pictures)
+        size = builder.info.metadata["storage_size"]
+        count = len(examples)
+        images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, size)
+        masks = np.empty((count, size, size), bool) if has_mask else None
+        labels, names, patients = np.empty(count, np.int32), [], []
+        for index, example in enumerate(examples):
+            labels[index] = example["label"]
+            names.append(example["name"].decode())
+            patients.append(example["patient"].decode())
+            if isinstance(images, np.ndarray):
+                images[index] = _pixels(example["image"])
+            if masks is not None:
+                masks[index] = _pixels(example["mask"]) > 0
     facts = {"name": dataset, **builder.info.metadata}
     return Split(images, labels, names, patients, masks, facts)
 

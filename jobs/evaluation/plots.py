@@ -45,6 +45,38 @@ def _tidy(axes: Axes) -> None:
     axes.grid(alpha=0.25)
 
 
+def scaling(
+    measured: Mapping[str, Mapping[str, float]], modelled: Mapping[str, Mapping[int, float]], path: Path
+) -> None:
+    """What more devices cost here, and gain elsewhere.
+
+    Args:
+      measured: "processes x devices" -> kind of step -> ms.
+      modelled: network -> devices -> times as fast as one.
+      path: of the PNG.
+    """
+    figure = _figure(10, 4.2, "The same global batch on more devices")
+    here, elsewhere = figure.subplots(1, 2)
+    kinds = list(next(iter(measured.values())))
+    for index, kind in enumerate(kinds):
+        places = np.arange(len(measured)) + (index - (len(kinds) - 1) / 2) / (len(kinds) + 1)
+        here.bar(places, [row[kind] for row in measured.values()], width=1 / (len(kinds) + 1), label=kind)
+    here.set_xticks(np.arange(len(measured)), list(measured))
+    here.set(xlabel="processes x virtual devices", ylabel="ms a step", title="Measured on two cores")
+    here.legend(frameon=False, fontsize=8)
+    for name, row in modelled.items():
+        elsewhere.plot(list(row), list(row.values()), marker="o", markersize=3, label=name)
+    most = max(max(row) for row in modelled.values())
+    elsewhere.plot([1, most], [1, most], color="0.6", linestyle=":", label="no cost at all")
+    elsewhere.set_xscale("log", base=2)
+    elsewhere.set_yscale("log", base=2)
+    elsewhere.set(xlabel="GPUs", ylabel="times as fast as one", title="Modelled")
+    elsewhere.legend(frameon=False, fontsize=8)
+    for axes in (here, elsewhere):
+        _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
 def confusion_matrix(measured: Mapping[str, Any], path: Path) -> None:
     """Counts, and the share of each row, of `metrics.score(...)`."""
     matrix = np.asarray(measured["confusion_matrix"])

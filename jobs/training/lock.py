@@ -19,7 +19,7 @@ NAME = "lock.json"
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[str | None]:
-    """Holds `workdir` for this process; the system lets go of it however the process ends.
+    """Makes `workdir` where it is absent and holds it; the system lets go of it however this process ends.
 
     Yields:
       Who held it before and did not end in peace, as a person reads it; None where nobody did.
@@ -28,7 +28,12 @@ def locked(workdir: Path) -> Iterator[str | None]:
       JobError: another living process holds it; the message says which.
     """
     path = workdir / NAME
-    with path.open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise JobError(f"{path} cannot be written ({error.strerror}); give another --workdir") from error
+    with opened as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # POSIX record locks: NFS keeps them, too
         except BlockingIOError as error:

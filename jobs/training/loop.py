@@ -53,10 +53,6 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     check(config)
     main = jax.process_index() == 0
     console.quiet = not main
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JobError(f"{workdir} cannot be made a folder ({error.strerror}); give another --workdir") from error
     with locked(workdir) if main else contextlib.nullcontext() as stale, StopSignal() as signalled:
         if stale:
             console.print(f"the lock of {stale}, is stale: that process is gone", soft_wrap=True)
@@ -68,10 +64,16 @@ def _train(
 ) -> None:
     main = jax.process_index() == 0
     training, validation, resident = _read(config, devices)
+    for split, name in ((training, "training"), (validation, "validation")):
+        absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
+        if absent:
+            raise JobError(
+                f"the {name} split of {config.data.dir} holds no {', no '.join(absent)} film; prepare it again"
+            )
     order, learning_rate, state, train_step, eval_step, synced = compile_steps(
         config, training.labels, devices, resident
     )
-    state, history, losses = _resume(config, workdir, state, console)
+    state, history, losses = _resume(config, workdir, training.facts, state, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
@@ -247,7 +249,7 @@ def evaluate(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, 
 
 
 def _resume(
-    config: ConfigDict, workdir: Path, state: steps.State, console: Console
+    config: ConfigDict, workdir: Path, facts: dict[str, Any], state: steps.State, console: Console
 ) -> tuple[steps.State, list[dict[str, Any]], list[float]]:
     """The state, the log and the losses of the epoch begun, of the newest whole checkpoint or of a new run."""
     if not checkpoint.steps(workdir):
@@ -275,6 +277,11 @@ def _resume(
         )
     if changed:
         console.print(f"changed since the run began: {'; '.join(changed.values())}", soft_wrap=True)
+    if loaded.meta["dataset"]["fingerprint"] != facts["fingerprint"]:
+        raise JobError(
+            f"{workdir} holds a run on other data than are in {config.data.dir} now; give another --workdir, or "
+            f"prepare the same source again ({loaded.meta['dataset']['source']})"
+        )
     stored = checkpoint.to_arrays({"ema": loaded.variables, **(loaded.train or {})})
     like = {
         "ema": state.ema,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from jobs import JobError
+from jobs import UsageError
 
 PLATEAU = "plateau_scale"
 
@@ -24,10 +24,10 @@ def schedule(
     """Learning rate by step: linear warm-up, then a cosine to `final_fraction` of the peak, or constant.
 
     Raises:
-      JobError: unknown kind, or a warm-up as long as the run.
+      UsageError: unknown kind, or a warm-up as long as the run.
     """
     if warmup_steps >= total_steps:
-        raise JobError(
+        raise UsageError(
             f"a warm-up of {warmup_steps} steps leaves nothing of a run of {total_steps}; "
             "lower --config.optimizer.warmup_epochs or raise --config.epochs"
         )
@@ -41,7 +41,7 @@ def schedule(
         )
     if kind == "constant":
         return optax.warmup_constant_schedule(0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps)
-    raise JobError(f"unknown schedule {kind!r}; known: cosine, constant")
+    raise UsageError(f"unknown schedule {kind!r}; known: cosine, constant")
 
 
 def build(
@@ -57,10 +57,10 @@ def build(
       clip_norm: bound on the global norm of the gradient; 0 turns clipping off.
 
     Raises:
-      JobError: unknown name.
+      UsageError: unknown name.
     """
     if name not in ("adamw", "sgd"):
-        raise JobError(f"unknown optimizer {name!r}; known: adamw, sgd")
+        raise UsageError(f"unknown optimizer {name!r}; known: adamw, sgd")
     direction = optax.scale_by_adam() if name == "adamw" else optax.trace(momentum, nesterov=True)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jobs import JobError
+from jobs import UsageError
 from jobs.training import optim, steps
 from jobs.training.data import Order
 from model import registry
@@ -32,6 +32,44 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
 }
 
 
+# Of every number in a config; NaN lies in none of them.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "epochs": (1, math.inf),
+    "global_batch_size": (1, math.inf),
+    "data.image_size": (32, 1024),
+    "data.mean": (0, 1),
+    "data.std": (0.001, 10),
+    "model.options.dropout": (0, 0.99),
+    "augment.crop_area_min": (0.01, 1),
+    "augment.crop_log_aspect": (0, 2),
+    "augment.rotation_degrees": (0, 180),
+    "augment.log_zoom": (0, 2),
+    "augment.shift": (0, 1),
+    "augment.flip_probability": (0, 1),
+    "augment.log_gamma": (0, 3),
+    "augment.log_contrast": (0, 3),
+    "augment.brightness": (0, 1),
+    "augment.blur": (0, 1),
+    "augment.noise": (0, 1),
+    "augment.erase_probability": (0, 1),
+    "augment.erase_side": (0, 1),
+    "mixup_alpha": (0, 100),
+    "label_smoothing": (0, 0.999),
+    "head_l2": (0, math.inf),
+    "optimizer.learning_rate": (0, 1000),
+    "optimizer.warmup_epochs": (0, math.inf),
+    "optimizer.momentum": (0, 0.9999),
+    "optimizer.weight_decay": (0, 100),
+    "optimizer.clip_norm": (0, math.inf),
+    "optimizer.plateau_factor": (0.001, 1),
+    "optimizer.plateau_patience": (1, math.inf),
+    "ema_decay": (0, 0.99999),
+    "early_stopping_epochs": (0, math.inf),
+    "max_skipped_steps": (1, math.inf),
+}
+
+
 class Compiled(NamedTuple):
     """What a config comes down to on these devices."""
 
@@ -44,9 +82,11 @@ class Compiled(NamedTuple):
 
 
 def check(config: ConfigDict) -> None:
-    """Raises JobError for choices that no run can be made of."""
+    """Raises UsageError for choices that no run can be made of."""
     choices = {
         "dtype": ("float32", "bfloat16"),
+        "optimizer.name": ("adamw", "sgd"),
+        "optimizer.schedule": ("cosine", "constant"),
         "sync_batch_norm": ("auto", "true", "false"),
         "data.dataset": ("chest_xray", "phantom"),
         "data.balance": ("none", "loss", "sampling"),
@@ -57,35 +97,27 @@ def check(config: ConfigDict) -> None:
     flat = flatten(config.to_dict())
     for name, known in choices.items():
         if flat[name] not in known:
-            raise JobError(f"config.{name} is {flat[name]!r}; known: {', '.join(known)}")
-    bounds = {
-        "epochs": (1, math.inf),
-        "global_batch_size": (1, math.inf),
-        "data.image_size": (32, 1024),
-        "label_smoothing": (0, 0.999),
-        "ema_decay": (0, 0.99999),
-        "mixup_alpha": (0, math.inf),
-        "augment.crop_area_min": (0.01, 1),
-        "optimizer.plateau_factor": (0.001, 1),
-        "optimizer.plateau_patience": (1, math.inf),
-        "max_skipped_steps": (1, math.inf),
-    }
-    for name, (low, high) in bounds.items():
-        if not low <= flat[name] <= high:
-            raise JobError(f"config.{name} is {flat[name]}; it must be from {low} to {high}")
+            raise UsageError(f"config.{name} is {flat[name]!r}; known: {', '.join(known)}")
+    for name, (low, high) in BOUNDS.items():
+        if not low <= flat.get(name, low) <= high:
+            raise UsageError(f"config.{name} is {flat[name]}; it must be from {low} to {high}")
 
 
 def compile_steps(
-    config: ConfigDict, labels: np.ndarray, devices: Sequence[jax.Device], resident: bool = True
+    config: ConfigDict,
+    labels: np.ndarray,
+    devices: Sequence[jax.Device],
+    resident: bool = True,
+    collectives: bool = True,
 ) -> Compiled:
     """Unpacks a config into the order of the films, the first state and the compiled steps."""
     if config.global_batch_size % len(devices):
-        raise JobError(
+        raise UsageError(
             f"a global batch of {config.global_batch_size} does not divide over {len(devices)} devices; "
             f"set --config.global_batch_size to a multiple of {len(devices)}"
         )
     if config.global_batch_size > len(labels):
-        raise JobError(
+        raise UsageError(
             f"a global batch of {config.global_batch_size} is more than the {len(labels)} training films; "
             "lower --config.global_batch_size"
         )
@@ -102,7 +134,7 @@ def compile_steps(
             sync_batch_norm=synced,
         )
     except ValueError as error:
-        raise JobError(f"config.model: {error}") from error
+        raise UsageError(f"config.model: {error}") from error
     learning_rate = optim.schedule(
         config.optimizer.schedule,
         config.optimizer.learning_rate,
@@ -130,7 +162,7 @@ def compile_steps(
         order=order,
         learning_rate=learning_rate,
         state=steps.create_state(module, optimizer, config.seed, config.data.image_size),
-        train_step=steps.make_train_step(module, optimizer, recipe, image, config.seed, devices, resident),
+        train_step=steps.make_train_step(module, optimizer, recipe, image, config.seed, devices, resident, collectives),
         eval_step=steps.make_eval_step(module, image, devices, resident),
         synced=synced,
     )

@@ -97,12 +97,14 @@ def make_train_step(
     seed: int,
     devices: Sequence[jax.Device],
     resident: bool = True,
+    collectives: bool = True,
 ) -> TrainStep:
     """Compiles one training step over the devices of all processes.
 
     The step takes (state, films, indices (local devices, share, 2) int32): the film, and the one it is mixed with. The
     films are a whole split on every device, or, where not `resident`, those of this batch with a leading axis of
-    local devices.
+    local devices. Without `collectives` each device goes its own way, which is no training, but measures their cost.
+
     Everything random about the example at global position p of step s is keyed by (seed, s, p), so the number of
     devices changes nothing but the order of sums. A step whose loss or gradient is not finite changes nothing but
     the step counter. The state is donated.
@@ -151,7 +153,8 @@ def make_train_step(
             return loss, updated.get("batch_stats", {})
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
+        if collectives:
+            loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
         grad_norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -171,6 +174,18 @@ def make_train_step(
         in_axes=(None, None if resident else 0, 0),
         out_axes=(None, None),
         donate_argnums=0,
+    )
+
+
+def make_idle_step(devices: Sequence[jax.Device]) -> TrainStep:
+    """Compiles a step that only counts: the time it takes is what calling any step costs."""
+
+    def step(state: State, data: Films, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        del data, indices
+        return state.replace(step=state.step + 1), {"loss": jnp.zeros(())}
+
+    return jax.pmap(
+        step, axis_name=AXIS, devices=devices, in_axes=(None, None, 0), out_axes=(None, None), donate_argnums=0
     )
 
 

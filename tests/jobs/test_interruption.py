@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, moved and fought over: they end as if nothing had happened, or say what is wrong."""
+"""Runs that are killed, told to stop, moved and fought over: they end as if nothing had happened, or say why not."""
 
 import json
 import os
