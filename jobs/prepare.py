@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jobs import run
+from jobs import run, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
@@ -94,7 +94,7 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
 
 
 def _write_quarantine(quarantine: list[SetAside], path: Path, console: Console) -> None:
-    with path.open("w", newline="") as file:
+    with whole(path) as scratch, scratch.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "split", "reason", "detail"))
         writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
+from jobs import whole
 from jobs.datasets.films import Split
 from jobs.evaluation import metrics, plots
 from model.gradcam import upsample
@@ -22,7 +25,7 @@ CASES_SHOWN = 6  # right ones, and as many wrong ones
 def write(
     predictor: Predictor, split: Split, split_name: str, method: str, out: Path
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Measures and writes.
+    """Measures and writes, all of it or nothing; only a report with metrics.json is one.
 
     Returns:
       The contents of metrics.json, and the paths of what was written.
@@ -52,15 +55,15 @@ def write(
     if split.masks is not None:
         measured["pointing_game"] = pointing_game(heatmaps, blank, split.masks, split.labels)
 
-    out.mkdir(parents=True, exist_ok=True)
-    paths = {name: out / name for name in ("metrics.json", "predictions.csv")}
-    paths["metrics.json"].write_text(json.dumps(measured, indent=1))
-    with paths["predictions.csv"].open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("name", "patient", "label", *CLASSES))
-        for name, patient, label, row in zip(split.names, split.patients, split.labels, probabilities, strict=True):
-            writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
-    drawings = {
+    def predictions(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("name", "patient", "label", *CLASSES))
+            for name, patient, label, row in zip(split.names, split.patients, split.labels, probabilities, strict=True):
+                writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
+
+    parts: dict[str, Callable[[Path], Any]] = {
+        "predictions.csv": predictions,
         "confusion_matrix.png": lambda path: plots.confusion_matrix(measured, path),
         "roc.png": lambda path: plots.roc_curves(split.labels, probabilities, path),
         "precision_recall.png": lambda path: plots.precision_recall_curves(split.labels, probabilities, path),
@@ -68,10 +71,17 @@ def write(
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }
-    for name, draw in drawings.items():
-        paths[name] = out / name
-        draw(paths[name])
-    return measured, list(paths.values())
+    # What is in the folder belongs together: metrics.json goes first and comes back last.
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
+        for name, make in parts.items():
+            make(Path(scratch) / name)
+        (out / "metrics.json").unlink(missing_ok=True)
+        for name in parts:
+            (Path(scratch) / name).replace(out / name)
+    with whole(out / "metrics.json") as path:
+        path.write_text(json.dumps(measured, indent=1))
+    return measured, [out / name for name in ("metrics.json", *parts)]
 
 
 def pointing_game(

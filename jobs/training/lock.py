@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from absl import logging
+
 from jobs import JobError
 
 NAME = "lock.json"
@@ -40,6 +42,8 @@ def locked(workdir: Path) -> Iterator[str | None]:
             raise JobError(
                 f"{workdir} is in use by {_owner(file)}; wait for it, stop it, or give another --workdir"
             ) from error
+        except OSError as error:  # some mounted buckets
+            logging.warning("%s keeps no locks (%s): see to it that no other trainer uses it", workdir, error.strerror)
         stale = _owner(file) if path.stat().st_size else None
         file.truncate(0)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import requests
 
-from jobs import JobError
+from jobs import JobError, whole
 
 URL = (
     "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
@@ -51,7 +51,8 @@ def download(folder: Path, advance: Callable[[int, int], None] = lambda done, to
         part.replace(archive)
     measured = _measure(archive)
     if not record.exists():
-        record.write_text(json.dumps({"url": url, **measured}, indent=1))
+        with whole(record) as scratch:
+            scratch.write_text(json.dumps({"url": url, **measured}, indent=1))
     expected = json.loads(record.read_text())
     for key, value in measured.items():
         if value != expected[key]:

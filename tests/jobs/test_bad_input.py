@@ -1,0 +1,182 @@
+"""What cannot be meant, in configs, data folders and run folders: one error, naming the value and the cure."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import JobError, UsageError, whole
+from jobs.datasets import films
+from jobs.datasets.phantom.builder import Phantom, film
+from jobs.training.plan import BOUNDS, check, flatten
+from tests.jobs.test_loop import config, train
+
+ROOT = Path(__file__).parents[2]
+VERSION = str(films.FilmBuilder.VERSION)
+
+
+def test_every_number_of_a_config_is_bounded(phantom_data):
+    numbers = {
+        name
+        for name, value in flatten(config(phantom_data).to_dict()).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    assert numbers == BOUNDS.keys()
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
+    low, high = BOUNDS[name]
+    made = config(phantom_data)
+    kind = type(flatten(made.to_dict())[name])
+    bad = [kind(low - 1)] + ([kind(high + 1)] if high != float("inf") else [])
+    for value in bad + ([float("nan")] if kind is float else []):
+        made.update_from_flattened_dict({name: value})
+        with pytest.raises(UsageError) as error:
+            check(made)
+        assert str(error.value) == f"config.{name} is {value}; it must be from {low} to {high}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'; known: adamw, sgd"),
+        ({"optimizer.schedule": "linear"}, "config.optimizer.schedule is 'linear'; known: cosine, constant"),
+        ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
+        ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 6 steps leaves nothing of a run of 6; lower --config.opt"),
+        ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
+        ({"global_batch_size": 49}, "a global batch of 49 is more than the 48 training films"),
+    ],
+)
+def test_combinations_that_no_run_can_be_made_of(phantom_data, tmp_path, changes, message):
+    with pytest.raises(UsageError) as error:
+        train(config(phantom_data, **changes), tmp_path)
+    assert message in str(error.value)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _records(folder):
+    return sorted(folder.glob("*train.array_record*"))[0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "dataset_info.json").unlink(),
+        lambda folder: _cut(folder / "dataset_info.json"),
+        lambda folder: (folder / "dataset_info.json").write_text("[]"),
+        lambda folder: (folder / "features.json").unlink(),
+        lambda folder: _cut(folder / "features.json"),
+        lambda folder: _records(folder).unlink(),
+        lambda folder: _cut(_records(folder)),
+        lambda folder: _records(folder).write_bytes(b""),
+    ],
+    ids=["no info", "info cut", "info a list", "no features", "features cut", "no records", "records cut", "no bytes"],
+)
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_half_prepared_data_say_so_and_give_the_command(phantom_data, tmp_path, damage, resident):
+    data = shutil.copytree(phantom_data, tmp_path / "data")
+    damage(data / "phantom" / VERSION)
+    with pytest.raises(JobError) as error:
+        train(config(data, epochs=1, **{"data.resident": resident}), tmp_path / "run")
+    text = str(error.value)
+    assert f"the prepared phantom data in {data} are damaged or half prepared (" in text
+    assert f"prepare them again: python jobs/prepare.py --source phantom --data_dir {data}" in text
+    assert not list((tmp_path / "run").glob("[0-9]*"))
+
+
+def test_data_of_another_version_are_named(phantom_data, tmp_path):
+    data = shutil.copytree(phantom_data, tmp_path / "data")
+    (data / "phantom" / VERSION).rename(data / "phantom" / "0.9.0")
+    with pytest.raises(JobError, match=rf"there is version 0.9.0; this program reads {VERSION}\); prepare it: python"):
+        train(config(data), tmp_path / "run")
+
+
+def test_a_class_that_is_missing_is_named(tmp_path):
+    drawn = [film(index) for index in range(24)]
+    without = [one for one in drawn if one.label != 2]
+    films.write(Phantom, {"train": without, "validation": drawn}, tmp_path / "data", "phantom")
+    with pytest.raises(JobError, match="the training split of .* holds no viral film; prepare it again"):
+        train(config(tmp_path / "data", global_batch_size=8), tmp_path / "run")
+
+
+def test_a_run_on_other_data_is_not_gone_on_with(phantom_data, tmp_path):
+    train(config(phantom_data, epochs=1), tmp_path / "run")
+    splits = {"train": [film(index) for index in range(1, 49)], "validation": [film(index) for index in range(60, 72)]}
+    films.write(Phantom, splits, tmp_path / "data", "phantom")
+    with pytest.raises(JobError, match="holds a run on other data than are in .*; give another --workdir, or prepare"):
+        train(config(tmp_path / "data", epochs=2), tmp_path / "run")
+
+
+def test_a_workdir_of_another_architecture_lists_both(phantom_data, tmp_path):
+    train(config(phantom_data, epochs=1), tmp_path)
+    made = config(phantom_data, epochs=1)
+    made.model.architecture = "resnet"
+    made.model.options = {"blocks": (1, 1, 1, 1), "dropout": 0.2}
+    with pytest.raises(JobError, match=r"another config \(model.architecture: 'cnn' -> 'resnet'; .*widths"):
+        train(made, tmp_path)
+
+
+def test_a_workdir_that_is_a_file_is_named(phantom_data, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(JobError, match="run/lock.json cannot be written .*; give another --workdir"):
+        train(config(phantom_data), tmp_path / "run")
+
+
+def command(name, *arguments):
+    environment = os.environ | {"XLA_FLAGS": ""}
+    words = [sys.executable, f"jobs/{name}.py", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "arguments"),
+    [
+        (2, "config.epochs is -1; it must be from 1 to inf", ["--config.epochs=-1"]),
+        (2, "config.global_batch_size is 0", ["--config.global_batch_size=0"]),
+        (2, "--num_processes, --process_id must be given, too", ["--coordinator=localhost:1"]),
+        (1, "no prepared phantom data in nowhere; prepare it: python", ["--config.data.dir=nowhere"]),
+    ],
+)
+def test_exit_codes_of_the_command(tmp_path, code, message, arguments):
+    result = command("train", "--config", "configs/demo.py", "--workdir", tmp_path / "run", *arguments)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from jobs import run, whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "def main(arguments):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
+        f"    with whole(Path({str(tmp_path / 'file')!r})) as path: path.write_text('x' * 5000)\n"
+        "run(main)"
+    )
+    (tmp_path / "file").write_text("older")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "File too large; free some room, or give a place that can be written" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "file").read_text() == "older"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "config.json"
+    with whole(path) as scratch:
+        scratch.write_text("{}")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), whole(path) as scratch:
+        scratch.write_text('{"half":')
+        _ = 1 / 0
+    assert json.loads(path.read_text()) == {}
+    assert list(tmp_path.iterdir()) == [path]
