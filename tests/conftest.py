@@ -14,11 +14,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from jobs.datasets.films import write
 from jobs.datasets.phantom.builder import Phantom, film
 
+flags.FLAGS.mark_as_parsed()  # grain asks for its own; a job has parsed them
 SHARED = Path(__file__).parents[2] / "shared"
 
 

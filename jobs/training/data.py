@@ -95,6 +95,8 @@ class Batches(Sequence[np.ndarray]):
         return self.end - self.first
 
     def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         return self.order.batch(self.first + int(index))
 
 

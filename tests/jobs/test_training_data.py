@@ -1,8 +1,23 @@
 """Batches as a pure function of (seed, step)."""
 
+import jax
 import numpy as np
+import psutil
+import pytest
 
-from jobs.training.data import Order, evaluation_batches
+from jobs.datasets import films
+from jobs.training import loop
+from jobs.training.data import (
+    Batches,
+    Films,
+    Layout,
+    Order,
+    evaluation_batches,
+    from_files,
+    from_memory,
+    memory,
+)
+from tests.jobs.test_loop import config, train
 
 LABELS = (0,) * 50 + (1,) * 30 + (2,) * 10
 
@@ -48,3 +63,48 @@ def test_evaluation_sees_every_film_once():
     seen = np.concatenate([indices[real] for indices, real in batches])
     assert seen.tolist() == list(range(21))
     assert max(indices.max() for indices, _ in batches) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("local", [(0, 1, 2, 3), (2, 3)])
+def test_streamed_batches_are_the_resident_ones_to_the_bit(phantom_data, workers, local):
+    decoded, encoded = (films.read(phantom_data, "phantom", "train", decoded=choice) for choice in (True, False))
+    assert encoded.images.shape == decoded.images.shape and len(encoded.images) == 48
+    layout = Layout(4, local)
+    order = Order(tuple(decoded.labels.tolist()), 0, 16, True)
+    steps = Batches(order, 2, 8)  # from the middle of an epoch, as a run that goes on
+    resident = from_memory(Films(decoded.images, decoded.labels), layout)(steps)
+    streamed = from_files(encoded.images, encoded.labels, layout, workers)(steps)
+    count = 0
+    for (whole, indices), (batch, places) in zip(resident, streamed, strict=True):
+        assert indices.shape == places.shape == (len(local), 4, 2)
+        assert batch.images.shape == (len(local), 8, 224, 224) and batch.images.dtype == np.uint8
+        for device in range(len(local)):
+            np.testing.assert_array_equal(whole.images[indices[device]], batch.images[device][places[device]])
+            np.testing.assert_array_equal(whole.labels[indices[device]], batch.labels[device][places[device]])
+        count += 1
+    assert count == 6
+
+
+def test_a_layout_gives_each_process_its_rows():
+    batch = np.arange(16).reshape(8, 2)
+    np.testing.assert_array_equal(Layout(4, (0, 1)).share(batch), batch[:4].reshape(2, 2, 2))
+    np.testing.assert_array_equal(Layout(4, (3,)).share(batch), batch[6:].reshape(1, 2, 2))
+    with pytest.raises(ValueError, match="global batch of 8 does not divide over 3 devices; .* multiple of 3"):
+        Layout(3, (0,)).share(batch)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(10**6, "streamed"), (10**9, "resident")])
+def test_auto_keeps_films_on_the_device_where_they_fit(phantom_data, tmp_path, monkeypatch, limit, expected):
+    monkeypatch.setattr(loop, "memory", lambda device: limit)  # 60 films of 224 x 224 are 3 MB
+    assert f", {expected};" in train(config(phantom_data, epochs=1), tmp_path)
+
+
+def test_memory_is_what_the_device_says_or_its_share_of_the_host():
+    class Gpu:
+        def memory_stats(self):
+            return {"bytes_limit": 7}
+
+    assert memory(Gpu()) == 7
+    host = psutil.virtual_memory().total
+    assert memory(jax.devices()[0]) == pytest.approx(host / len(jax.devices()), rel=0.05)
