@@ -68,8 +68,9 @@ def scaling(
         elsewhere.plot(list(row), list(row.values()), marker="o", markersize=3, label=name)
     most = max(max(row) for row in modelled.values())
     elsewhere.plot([1, most], [1, most], color="0.6", linestyle=":", label="no cost at all")
-    elsewhere.set_xscale("log", base=2)
-    elsewhere.set_yscale("log", base=2)
+    for axis, scale in ((elsewhere.xaxis, elsewhere.set_xscale), (elsewhere.yaxis, elsewhere.set_yscale)):
+        scale("log", base=2)
+        axis.set_major_formatter("{x:g}")
     elsewhere.set(xlabel="GPUs", ylabel="times as fast as one", title="Modelled")
     elsewhere.legend(frameon=False, fontsize=8)
     for axes in (here, elsewhere):
