@@ -93,7 +93,10 @@ def about(meta: dict[str, Any]) -> str:
     shapes = [entry["shape"] for name, entry in meta["arrays"].items() if name.startswith("variables/params/")]
     # A figure is None where it is not defined, such as AUROC where one class is absent.
     known = [name for name in FIGURES if metrics.get(name) is not None]
-    figures = "\n".join(f"- {FIGURES[name].format(metrics[name])}" for name in known)
+    figures = (
+        "\n".join(f"- {FIGURES[name].format(metrics[name])}" for name in known)
+        or "- not measured: it was stopped before its first epoch ended"
+    )
     return f"""\
 **The model.** A neural network (`{meta["architecture"]}`, {sum(map(math.prod, shapes)):,} parameters) that sees films
 in gray, squashed to {side} x {side} pixels. Epoch {meta["epoch"]}, step {meta["step"]}.

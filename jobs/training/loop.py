@@ -64,12 +64,6 @@ def _train(
 ) -> None:
     main = jax.process_index() == 0
     training, validation, resident = _read(config, devices)
-    for split, name in ((training, "training"), (validation, "validation")):
-        absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
-        if absent:
-            raise JobError(
-                f"the {name} split of {config.data.dir} holds no {', no '.join(absent)} film; prepare it again"
-            )
     order, learning_rate, state, train_step, eval_step, synced = compile_steps(
         config, training.labels, devices, resident
     )
@@ -91,29 +85,26 @@ def _train(
     state = steps.replicate(state, devices)
     feed = _feed(training, devices, resident, workers())
     evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
-    if main:
-        with whole(workdir / "config.json") as path:
-            path.write_text(json.dumps(config.to_dict(), indent=1))
-        _write_log(workdir, history)
-    first, end = len(history) * order.steps_per_epoch + len(losses), config.epochs * order.steps_per_epoch
+    epoch_steps = order.steps_per_epoch
+    end = config.epochs * epoch_steps
+    batches = feed(Batches(order, len(history) * epoch_steps + len(losses), end))
+    scores = [_score(row, config.select) for row in history]
+    stopped = False
     with (
         checkpoint.Writer(workdir) as writer,
-        _events(workdir, len(history) + 1, main) as events,
+        _Journal(config, workdir, history, console) if main else contextlib.nullcontext() as journal,
         _progress(console) as bar,
-        contextlib.closing(feed(Batches(order, first, end))) as batches,
+        contextlib.closing(batches),
     ):
-        task = bar.add_task("", total=end, completed=first, speed="")
-        scores = [_score(row, config.select) for row in history]
-        stopped = False
+        task = bar.add_task("", total=end, completed=len(history) * epoch_steps + len(losses), speed="")
         while not stopped and len(history) < config.epochs and not _stalled(scores, config.early_stopping_epochs):
-            started, begun = time.monotonic(), len(losses)
-            first = len(history) * order.steps_per_epoch
+            started, first, begun = time.monotonic(), len(history) * epoch_steps, len(losses)
             scale = optim.plateau_scale(scores, config.optimizer.plateau_factor, config.optimizer.plateau_patience)
             state = state.replace(opt_state=optim.set_plateau_scale(state.opt_state, np.float32(scale)))
 
             def advance(done: int, first: int = first, started: float = started, begun: int = begun) -> None:
                 speed = (done - begun) * config.global_batch_size / (time.monotonic() - started)
-                epoch = f"epoch {first // order.steps_per_epoch + 1}/{config.epochs}"
+                epoch = f"epoch {first // epoch_steps + 1}/{config.epochs}"
                 bar.update(task, completed=first + done, description=epoch, speed=f"{speed:.0f} images/s")
 
             def stop(taken: int, first: int = first) -> bool:
@@ -121,48 +112,39 @@ def _train(
                 alone = jax.process_count() == 1
                 return signalled.name is not None if alone else writer.reached_preemption(first + taken)
 
-            wasted = itertools.takewhile(lambda row: row["skipped_steps"] == order.steps_per_epoch, reversed(history))
-            patience = max(1, config.max_skipped_steps - order.steps_per_epoch * len(list(wasted)))
-            state, stopped = _epoch(train_step, state, batches, losses, order.steps_per_epoch, patience, advance, stop)
-            if len(losses) == order.steps_per_epoch:
-                trained_seconds = time.monotonic() - started
+            patience = max(1, config.max_skipped_steps - epoch_steps * _epochs_skipped(history, epoch_steps))
+            state, stopped = _epoch(train_step, state, batches, losses, epoch_steps, patience, advance, stop)
+            if len(losses) == epoch_steps:
+                speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
                 probabilities = evaluate(
                     eval_step, state.ema, evaluation_feed, len(validation.labels), config.global_batch_size
                 )
                 measured = metrics.score(validation.labels, probabilities)
-                row = {
-                    "epoch": len(history) + 1,
-                    "step": int(state.step),
-                    "train_loss": float(np.nanmean(losses)) if not np.isnan(losses).all() else math.nan,
-                    **{name: figure(measured) for name, figure in FIGURES.items()},
-                    "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
-                    "skipped_steps": int(np.isnan(losses).sum()),
-                    "images_per_second": round((len(losses) - begun) * config.global_batch_size / trained_seconds, 1),
-                    "seconds": round(time.monotonic() - started, 2),
-                }
-                history.append(row)
-                scores.append(_score(row, config.select))
+                skipped = int(np.isnan(losses).sum())
+                history.append(
+                    {
+                        "epoch": len(history) + 1,
+                        "step": int(state.step),
+                        "train_loss": float(np.nanmean(losses)) if skipped < epoch_steps else math.nan,
+                        **{name: figure(measured) for name, figure in FIGURES.items()},
+                        "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
+                        "skipped_steps": skipped,
+                        "images_per_second": round(speed, 1),
+                        "seconds": round(time.monotonic() - started, 2),
+                    }
+                )
+                scores.append(_score(history[-1], config.select))
                 losses = []
             writer.save(
                 int(state.step),
                 state.ema,
                 _meta(config, training.facts, history, losses),
-                train={
-                    "params": state.params,
-                    "batch_stats": state.batch_stats,
-                    "opt_state": state.opt_state,
-                },
+                train={"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state},
                 # Only whole epochs were evaluated; any other step is there to go on from.
                 score=-math.inf if losses else scores[-1],
             )
-            if main and not losses:
-                _write_log(workdir, history)
-                for name, value in row.items():
-                    if isinstance(value, float) and math.isfinite(value):
-                        events.add_scalar(name, value, row["epoch"])
-                with whole(workdir / "curves.png") as path:
-                    plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
-                console.print(_line(row, config.epochs), soft_wrap=True)
+            if journal and not losses:
+                journal.add(history, scores)
     if stopped:
         console.print(
             f"stopped by {signalled.name or 'SIGTERM'} after step {int(state.step)} of {end}, saved; the same command "
@@ -181,6 +163,38 @@ def _train(
     )
 
 
+class _Journal:
+    """What a run tells people: config.json, log.jsonl, TensorBoard events, curves.png, and a line an epoch."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, history: list[dict[str, Any]], console: Console):
+        self._epochs, self._workdir, self._console = config.epochs, workdir, console
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
+        with whole(workdir / "config.json") as path:
+            path.write_text(json.dumps(config.to_dict(), indent=1))
+        self._write_log(history)  # a run that was killed may have logged more than it had saved
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+
+    def add(self, history: list[dict[str, Any]], scores: list[float]) -> None:
+        """Tells of the last epoch of `history`."""
+        row = history[-1]
+        self._write_log(history)
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._events.add_scalar(name, value, row["epoch"])
+        with whole(self._workdir / "curves.png") as path:
+            plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
+        self._console.print(_line(row, self._epochs), soft_wrap=True)
+
+    def _write_log(self, history: list[dict[str, Any]]) -> None:
+        with whole(self._workdir / "log.jsonl") as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in history))
+
+
 def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Split, films.Split, bool]:
     """The training and validation splits, and whether they are to live on the devices."""
     at, dataset = Path(config.data.dir), config.data.dataset
@@ -189,6 +203,10 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
         needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
         resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
     training, validation = (films.read(at, dataset, split, decoded=resident) for split in ("train", "validation"))
+    for split, name in ((training, "training"), (validation, "validation")):
+        absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
+        if absent:
+            raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; prepare it again")
     return training, validation, resident
 
 
@@ -299,6 +317,11 @@ def _wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def _epochs_skipped(history: list[dict[str, Any]], epoch_steps: int) -> int:
+    """How many epochs in a row, up to the last, took no step that was finite."""
+    return len(list(itertools.takewhile(lambda row: row["skipped_steps"] == epoch_steps, reversed(history))))
+
+
 def _score(row: dict[str, Any], select: ConfigDict) -> float:
     """The selection metric of an epoch, larger being better; not finite is the worst there is."""
     value = row[select.metric]
@@ -335,11 +358,6 @@ def _meta(
     }
 
 
-def _write_log(workdir: Path, history: list[dict[str, Any]]) -> None:
-    with whole(workdir / "log.jsonl") as path:
-        path.write_text("".join(json.dumps(row) + "\n" for row in history))
-
-
 def _line(row: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
@@ -347,10 +365,6 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
         + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
     )
-
-
-def _events(workdir: Path, purge_step: int, main: bool) -> contextlib.AbstractContextManager[Any]:
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step) if main else contextlib.nullcontext()
 
 
 def _progress(console: Console) -> Progress:

@@ -57,6 +57,11 @@ def test_notices_stand_beside_every_answer_and_warn_of_phantoms(predictor):
     assert "This model was trained on synthetic drawings." in phantom and notice in phantom
 
 
+def test_about_says_that_nothing_was_measured(predictor):
+    assert "not measured: it was stopped before its first epoch ended" in words.about(predictor.meta | {"metrics": {}})
+    assert "not measured" not in words.about(predictor.meta)
+
+
 def test_about_says_what_the_checkpoint_says(predictor):
     text = words.about(predictor.meta)
     convolutions = 9 * 1 * 4 + 2 * 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 4 * 8  # stem, two blocks, one shortcut
