@@ -27,8 +27,9 @@ def settings(
 ) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` is to be told; None where this process is alone.
 
-    The flags come first. Slurm (one task a process) tells everything; Open MPI and Kubernetes (an Indexed Job) tell
-    the rank, and JAX_COORDINATOR_ADDRESS tells where process 0 listens; Kubernetes needs JAX_NUM_PROCESSES, too.
+    The flags come first. Slurm (one task a process) and Open MPI up to version 4 tell everything; later Open MPI and
+    Kubernetes (an Indexed Job) tell the rank, and JAX_COORDINATOR_ADDRESS tells where process 0 listens; Kubernetes
+    needs JAX_NUM_PROCESSES, too.
 
     Raises:
       UsageError: some of it is missing or cannot be.
@@ -45,11 +46,16 @@ def settings(
         return {"cluster_detection_method": "slurm"}
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if address is None and "OMPI_MCA_orte_hnp_uri" in environment:
+            return {"cluster_detection_method": "ompi"}  # up to version 4, which tells where rank 0 is
         if address is None:
             raise UsageError(
                 "mpirun started this, but JAX_COORDINATOR_ADDRESS is not set; set it to HOST:PORT of rank 0"
             )
-        return _explicit(address, environment["OMPI_COMM_WORLD_SIZE"], environment.get("OMPI_COMM_WORLD_RANK", ""))
+        told = _explicit(address, environment["OMPI_COMM_WORLD_SIZE"], environment.get("OMPI_COMM_WORLD_RANK", ""))
+        if int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")) > 1:  # each has one GPU of its host
+            told["local_device_ids"] = [int(environment["OMPI_COMM_WORLD_LOCAL_RANK"])]
+        return told
     if "JOB_COMPLETION_INDEX" in environment and address is not None:
         if "JAX_NUM_PROCESSES" not in environment:
             raise UsageError(

@@ -32,6 +32,16 @@ EXPLICIT = {
         ((None, None, None), SLURM | {"SLURM_NTASKS": "1"}, None),
         ((None, None, None), {"SLURM_NTASKS": "4"}, None),  # a batch script outside srun
         ((None, None, None), MPI, EXPLICIT),
+        (
+            (None, None, None),
+            MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            EXPLICIT | {"local_device_ids": [0]},
+        ),
+        (
+            (None, None, None),
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
+            {"cluster_detection_method": "ompi"},
+        ),
         ((None, None, None), MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ((None, None, None), KUBERNETES, EXPLICIT),
         ((None, None, None), KUBERNETES | {"JAX_NUM_PROCESSES": "1"}, None),
