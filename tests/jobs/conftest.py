@@ -68,7 +68,7 @@ class Trainer:
     def finish(self, seconds: float = 180) -> int:
         """The exit code."""
         code = self.process.wait(seconds)
-        self._reader.join()
+        self._reader.join(5)  # a child that outlives the process keeps its pipe open
         return code
 
 

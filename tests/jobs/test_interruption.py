@@ -77,15 +77,20 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
 def test_streamed_runs_stop_and_go_on_and_leave_no_process_behind(start, straight, tmp_path):
     workdir = tmp_path / "streamed"
     (trainer,) = start(workdir, "--config.data.resident=false")
-    trainer.wait_for(r"epoch +2/12")
-    workers = psutil.Process(trainer.process.pid).children(recursive=True)
-    assert any("spawn_main" in " ".join(worker.cmdline()) for worker in workers)
-    for worker in workers:  # as Ctrl-C in a terminal, or a cluster's signal to a whole job
-        worker.send_signal(signal.SIGINT)
+    trainer.wait_for(r"films a step")
+    decoders = []
+    while not decoders:
+        children = psutil.Process(trainer.process.pid).children(recursive=True)
+        decoders = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    trainer.wait_for(r"epoch +1/12")
+    for decoder in decoders:  # as Ctrl-C in a terminal, or a cluster's signal to a whole job
+        decoder.send_signal(signal.SIGINT)
+        decoder.send_signal(signal.SIGTERM)
+    trainer.wait_for(r"epoch +6/12")
     trainer.process.send_signal(signal.SIGINT)
     assert trainer.finish() == 0, trainer.output
     (trainer,) = start(workdir, "--config.data.resident=false")
-    trainer.wait_for(r"epoch +6/12")
+    trainer.wait_for(r"epoch +9/12")
     workers = psutil.Process(trainer.process.pid).children(recursive=True)
     trainer.process.send_signal(signal.SIGKILL)
     trainer.finish()

@@ -78,6 +78,7 @@ def test_streamed_batches_are_the_resident_ones_to_the_bit(phantom_data, workers
     count = 0
     for (whole, indices), (batch, places) in zip(resident, streamed, strict=True):
         assert indices.shape == places.shape == (len(local), 4, 2)
+        np.testing.assert_array_equal(indices, layout.share(order.batch(2 + count)))
         assert batch.images.shape == (len(local), 8, 224, 224) and batch.images.dtype == np.uint8
         for device in range(len(local)):
             np.testing.assert_array_equal(whole.images[indices[device]], batch.images[device][places[device]])
