@@ -1,15 +1,20 @@
-"""Every figure of a three-class answer, as plain numbers. Rows are films, columns follow model.labels.CLASSES."""
+"""Every figure of a three-class answer. Rows are films, columns follow model.labels.CLASSES.
+
+All figures are of weighted films, many weightings at once: a weight of one each gives the figures themselves, the
+counts of a bootstrap resample give what they would have been on it (`intervals.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from model.labels import CLASSES, NORMAL
 
 BINS = 15
+LOSSES = ("log_loss", "brier", "ece", "ece_equal_mass")  # the smaller the better; the rest are shares
 CLIP = 1e-7  # probabilities below it count as it in the log loss
 
 
@@ -28,36 +33,68 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     Raises:
       ValueError: shapes, ranges or sums are wrong; the message names the value and the bound.
     """
-    _check(labels, probabilities)
-    decisions = probabilities.argmax(axis=1)
+    check(labels, probabilities)
+    figures = measure(labels, probabilities, np.ones((1, len(labels))))
+    measured = each(figures, lambda values: float(values[0]) if np.isfinite(values[0]) else None)
     matrix = np.zeros((len(CLASSES), len(CLASSES)), int)
-    np.add.at(matrix, (labels, decisions), 1)
+    np.add.at(matrix, (labels, probabilities.argmax(axis=1)), 1)
+    for label, name in enumerate(CLASSES):
+        measured["classes"][name] = {"count": int(matrix[label].sum()), **measured["classes"][name]}
+    return {"count": len(labels), **measured, "confusion_matrix": matrix.tolist()}
+
+
+def measure(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The figures of `score`, but for counts, under each of B weightings of the films.
+
+    Args:
+      labels: (N,) int.
+      probabilities: (N, 3).
+      weights: (B, N), at least 0.
+
+    Returns:
+      Nested as `score`; each figure is (B,), NaN where it is undefined.
+    """
+    decisions = probabilities.argmax(axis=1)
     classes = {
-        name: _against_the_rest(labels == label, decisions == label, probabilities[:, label])
+        name: _against_the_rest(labels == label, decisions == label, probabilities[:, label], weights)
         for label, name in enumerate(CLASSES)
     }
-    present = [classes[name] for label, name in enumerate(CLASSES) if matrix[label].any()]
-    binary = _against_the_rest(labels != NORMAL, decisions != NORMAL, 1 - probabilities[:, NORMAL])
+    present = np.stack([weights @ (labels == label) for label in range(len(CLASSES))]) > 0  # (3, B)
+    binary = _against_the_rest(labels != NORMAL, decisions != NORMAL, 1 - probabilities[:, NORMAL], weights)
     of_truth = probabilities[np.arange(len(labels)), labels]
+    total = weights.sum(axis=1)
+    squares = ((probabilities - np.eye(len(CLASSES))[labels]) ** 2).sum(axis=1)
+
+    def macro(name: str) -> np.ndarray:
+        """The mean over the classes that are present and for which the figure is defined."""
+        values = np.stack([figures[name] for figures in classes.values()])
+        return _ratio(np.nansum(np.where(present, values, np.nan), axis=0), (present & np.isfinite(values)).sum(axis=0))
+
     return {
-        "count": len(labels),
-        "accuracy": float((decisions == labels).mean()),
-        "balanced_accuracy": _mean([figures["sensitivity"] for figures in present]),
-        "macro_f1": _mean([figures["f1"] for figures in present]),
-        "auroc": _mean([figures["auroc"] for figures in present]),
-        "average_precision": _mean([figures["average_precision"] for figures in present]),
-        "log_loss": float(-np.log(np.clip(of_truth, CLIP, 1)).mean()),
-        "ece": expected_calibration_error(labels, probabilities),
+        "accuracy": _ratio(weights @ (decisions == labels), total),
+        "balanced_accuracy": macro("sensitivity"),
+        "macro_f1": macro("f1"),
+        "auroc": macro("auroc"),
+        "average_precision": macro("average_precision"),
+        "log_loss": _ratio(weights @ -np.log(np.clip(of_truth, CLIP, 1)), total),
+        "brier": _ratio(weights @ squares, total),
+        "ece": _calibration_error(labels, probabilities, weights, equal_width(probabilities)),
+        "ece_equal_mass": _calibration_error(labels, probabilities, weights, equal_mass(probabilities)),
         "classes": classes,
         "binary": {
-            "accuracy": float(((labels != NORMAL) == (decisions != NORMAL)).mean()),
+            "accuracy": _ratio(weights @ ((labels != NORMAL) == (decisions != NORMAL)), total),
             **{name: binary[name] for name in ("sensitivity", "specificity", "auroc")},
         },
-        "confusion_matrix": matrix.tolist(),
     }
 
 
-def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
+def each(tree: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """The tree with `function` of every figure."""
+    return {name: each(value, function) if isinstance(value, dict) else function(value) for name, value in tree.items()}
+
+
+def check(labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Raises ValueError where these are no labels and probabilities of the same films."""
     if probabilities.ndim != 2 or probabilities.shape != (len(labels), len(CLASSES)) or not len(labels):
         raise ValueError(
             f"{np.shape(labels)} labels and {probabilities.shape} probabilities; (N,) and (N, {len(CLASSES)}) are "
@@ -74,81 +111,111 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
         )
 
 
-def _against_the_rest(truth: np.ndarray, decision: np.ndarray, value: np.ndarray) -> dict[str, Any]:
-    """One class against the others; truth and decision (N,) bool, value (N,) its score."""
-    hits, count, called = int((truth & decision).sum()), int(truth.sum()), int(decision.sum())
-    both = 0 < count < len(truth)
+def _against_the_rest(
+    truth: np.ndarray, decision: np.ndarray, value: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """One class against the others; truth and decision (N,) bool, value (N,) its score, weights (B, N)."""
+    hits, count, called = weights @ (truth & decision), weights @ truth, weights @ decision
     return {
-        "count": count,
         "sensitivity": _ratio(hits, count),
-        "specificity": _ratio(int((~truth & ~decision).sum()), len(truth) - count),
+        "specificity": _ratio(weights @ (~truth & ~decision), weights @ ~truth),
         "precision": _ratio(hits, called),
         "f1": _ratio(2 * hits, count + called),
-        "auroc": float(roc_auc_score(truth, value)) if both else None,
-        "average_precision": float(average_precision_score(truth, value)) if count else None,
+        "auroc": auroc(truth, value, weights),
+        "average_precision": _average_precision(truth, value, weights),
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+def _of_each_value(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of positives and of negatives at each distinct value, from the lowest: (B, distinct values) each."""
+    order = np.argsort(value, kind="stable")
+    starts = np.flatnonzero(np.diff(value[order], prepend=-np.inf))
+    sums = [np.add.reduceat(weights[:, order] * kind[order], starts, axis=1) for kind in (truth, ~truth)]
+    return sums[0], sums[1]
+
+
+def auroc(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) share of pairs of a positive and a negative in which the positive has the higher value; a tie is half.
+
+    Hanley and McNeil 1982, equation 1; truth (N,) bool, value (N,), weights (B, N).
+    """
+    positive, negative = _of_each_value(truth, value, weights)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+
+
+def _average_precision(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) mean of precision over the recalls, as steps: sum of (R_n - R_(n-1)) P_n."""
+    positive, negative = (sums[:, ::-1] for sums in _of_each_value(truth, value, weights))
+    hits, calls = np.cumsum(positive, axis=1), np.cumsum(positive + negative, axis=1)
+    precision = np.divide(hits, calls, out=np.zeros_like(hits), where=calls > 0)
+    return _ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
+
+
+def equal_width(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(N,) the bin (lower, upper] of equal width that the top probability is in (Guo et al. 2017, section 2)."""
+    return np.clip(np.ceil(probabilities.max(axis=1) * bins).astype(int) - 1, 0, bins - 1)
+
+
+def equal_mass(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """(N,) the bin, all of as many films, that the top probability is in (Nguyen and O'Connor 2015)."""
+    ranks = np.argsort(np.argsort(probabilities.max(axis=1), kind="stable"), kind="stable")
+    return ranks * bins // len(ranks)
+
+
+def _calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, index: np.ndarray
+) -> np.ndarray:
+    """(B,) mean distance of accuracy from confidence over the bins, by their weights (Guo et al. 2017, equation 3)."""
+    gap = (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
+    of_bin = np.eye(index.max() + 1)[index]  # (N, bins)
+    return _ratio(np.abs((weights * gap) @ of_bin).sum(axis=1), weights.sum(axis=1))
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """That of `score`, alone."""
+    ones = np.ones((1, len(labels)))
+    return float(_calibration_error(labels, probabilities, ones, equal_width(probabilities))[0])
 
 
 def reliability_bins(
     labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, accuracy and count, each (bins,), of equal-width bins of the top class's probability.
-
-    A bin holds (lower, upper]; the means of an empty one are NaN (Guo et al. 2017, section 2).
-    """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    """Mean confidence, accuracy and count, each (bins,), of equal-width bins; the means of an empty one are NaN."""
+    index = equal_width(probabilities, bins)
     count = np.bincount(index, minlength=bins)
     filled = np.where(count, count, np.nan)
     return (
-        np.bincount(index, weights=confidence, minlength=bins) / filled,
-        np.bincount(index, weights=correct, minlength=bins) / filled,
+        np.bincount(index, weights=probabilities.max(axis=1), minlength=bins) / filled,
+        np.bincount(index, weights=probabilities.argmax(axis=1) == labels, minlength=bins) / filled,
         count,
     )
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> float:
-    """Mean distance of accuracy from confidence, weighted by the bins' counts (Guo et al. 2017, eq. 3)."""
-    confidence, accuracy, count = reliability_bins(labels, probabilities, bins)
-    return float(np.nansum(count * np.abs(accuracy - confidence)) / len(labels))
+def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
+    """The figures of `score`, with their intervals, for a terminal."""
 
+    def line(name: str, *path: str) -> str:
+        value: Any = measured
+        interval: Any = intervals
+        for step in path:
+            value, interval = value[step], interval[step]
+        if value is None:
+            return f"{name:>24}  not defined"
+        low, high = interval
+        if path[-1] in LOSSES:
+            return f"{name:>24}  {value:.4f}  ({low:.4f} to {high:.4f})"
+        return f"{name:>24}  {100 * value:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
 
-def table(measured: dict[str, Any]) -> str:
-    """The figures of `score` for a terminal."""
-
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f} %"
-
-    def loss(value: float | None) -> str:
-        return "-" if value is None else f"{value:.4f}"
-
-    columns = ("sensitivity", "specificity", "precision", "f1", "auroc", "average_precision", "count")
-    header = ("", "sensitivity", "specificity", "precision", "F1", "AUROC", "avg. prec.", "films")
-    rows = [
-        (name, *(cell(figures[column]) for column in columns[:-1]), str(figures["count"]))
-        for name, figures in measured["classes"].items()
-    ]
-    binary = measured["binary"]
-    rows.append(
-        ("pneumonia", cell(binary["sensitivity"]), cell(binary["specificity"]), "", "", cell(binary["auroc"]), "", "")
-    )
-    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    overall = (
-        f"{measured['count']} films: accuracy {cell(measured['accuracy'])}, "
-        f"balanced {cell(measured['balanced_accuracy'])}, macro-F1 {cell(measured['macro_f1'])}, "
-        f"AUROC {cell(measured['auroc'])}\n"
-        f"normal against pneumonia: accuracy {cell(binary['accuracy'])}, AUROC {cell(binary['auroc'])}\n"
-        f"log loss {loss(measured['log_loss'])}, ECE {loss(measured['ece'])}"
-    )
-    return "\n".join((overall, "", *lines))
+    lines = [f"{measured['count']} films; 95 % intervals over resampled patients"]
+    overall = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece", "ece_equal_mass")
+    lines += [line(name.replace("_", " "), name) for name in overall]
+    lines += [line(f"pneumonia {name}", "binary", name) for name in measured["binary"]]
+    for name, figures in measured["classes"].items():
+        lines += ["", f"{name}, {figures['count']} films"]
+        lines += [line(figure.replace("_", " "), "classes", name, figure) for figure in figures if figure != "count"]
+    return "\n".join(lines)

@@ -15,6 +15,7 @@ from rich.progress import track
 from jobs import whole
 from jobs.datasets.films import Split
 from jobs.evaluation import metrics, plots
+from jobs.evaluation.intervals import intervals
 from model.gradcam import upsample
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -51,6 +52,7 @@ def write(
         "dataset": {key: split.facts[key] for key in ("name", "fingerprint")},
         "split": split_name,
         **metrics.score(split.labels, probabilities),
+        "intervals": intervals(split.labels, probabilities, split.patients),
     }
     if split.masks is not None:
         measured["pointing_game"] = pointing_game(heatmaps, blank, split.masks, split.labels)

@@ -19,7 +19,7 @@ from model.predictor import Predictor
 from tests.conftest import jpeg
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview", "scaling")
+COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview", "scaling", "compare")
 
 CONFIG = """
 from configs import base

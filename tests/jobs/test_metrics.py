@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as reference
 
 from jobs.evaluation import metrics
+from jobs.evaluation.intervals import intervals
 
 # Truth normal, normal, bacterial, viral; the second is called bacterial.
 LABELS = np.array([0, 0, 1, 2])
@@ -74,7 +75,8 @@ def test_an_absent_class_is_none_not_nan():
     viral = measured["classes"]["viral"]
     assert viral["sensitivity"] is None and viral["auroc"] is None and viral["precision"] is None
     assert measured["balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
-    assert "-" in metrics.table(measured)
+    found = intervals(LABELS[:3], PROBABILITIES[:3], ["a", "b", "c"])
+    assert "sensitivity  not defined" in metrics.table(measured, found)
 
 
 def test_one_class_alone():
@@ -99,7 +101,53 @@ def test_wrong_input_is_named(labels, probabilities, message):
         metrics.score(labels, probabilities)
 
 
-def test_table_shows_every_row():
-    text = metrics.table(metrics.score(LABELS, PROBABILITIES))
-    assert "4 films: accuracy 75.0 %" in text
-    assert [line.split()[0] for line in text.splitlines()[-4:]] == ["normal", "bacterial", "viral", "pneumonia"]
+def test_table_shows_every_figure_with_its_interval():
+    found = intervals(LABELS, PROBABILITIES, ["a", "b", "c", "d"])
+    lines = metrics.table(metrics.score(LABELS, PROBABILITIES), found).splitlines()
+    low, high = (100 * edge for edge in found["accuracy"])
+    assert f"                accuracy   75.0 %  ({low:.1f} to {high:.1f})" in lines
+    low, high = found["log_loss"]
+    assert any(line.endswith(f"({low:.4f} to {high:.4f})") and "log loss" in line for line in lines)
+    assert [line for line in lines if "films" in line][1:] == [
+        "normal, 2 films",
+        "bacterial, 1 films",
+        "viral, 1 films",
+    ]
+
+
+def test_weights_count_films(random_answers):
+    """A weight of two is a film that is there twice, of none one that is not there."""
+    labels, probabilities = random_answers
+    weights = np.random.default_rng(1).integers(0, 3, len(labels))
+    probabilities[:50] = probabilities[0]  # ties
+    weighted = metrics.measure(labels, probabilities, np.stack([np.ones(len(labels)), weights]).astype(float))
+    repeated = metrics.score(np.repeat(labels, weights), np.repeat(probabilities, weights, axis=0))
+    repeated.pop("ece_equal_mass")  # whose bins are those of the films as they are
+
+    def same(ours, theirs):
+        for name, value in theirs.items():
+            if isinstance(value, dict):
+                same(ours[name], value)
+            elif name not in ("count", "confusion_matrix"):
+                assert ours[name][1] == pytest.approx(value, abs=1e-12), name
+
+    same(weighted, repeated)
+
+
+def test_ties_against_scikit_learn(random_answers):
+    labels, probabilities = random_answers
+    probabilities = np.round(probabilities, 1)
+    probabilities[:, 2] = 1 - probabilities[:, :2].sum(axis=1)
+    measured = metrics.score(labels, probabilities.clip(0, 1))
+    truth, value = labels != 0, 1 - probabilities[:, 0]
+    assert measured["binary"]["auroc"] == pytest.approx(reference.roc_auc_score(truth, value))
+    average = reference.average_precision_score(labels == 0, probabilities[:, 0])
+    assert measured["classes"]["normal"]["average_precision"] == pytest.approx(average)
+
+
+def test_brier_and_equal_mass_by_hand():
+    measured = metrics.score(LABELS, PROBABILITIES)
+    squares = [0.06, 0.7**2 + 0.6**2 + 0.1**2, 0.2**2 + 0.3**2 + 0.1**2, 0.05**2 + 0.05**2 + 0.1**2]
+    assert measured["brier"] == pytest.approx(np.mean(squares))
+    # Fewer films than bins: each is a bin of its own.
+    assert measured["ece_equal_mass"] == pytest.approx(np.mean([0.2, 0.6, 0.3, 0.1]))

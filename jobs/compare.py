@@ -1,0 +1,92 @@
+"""Compares two sets of predictions of the same films, as `evaluate.py` writes them.
+
+    python jobs/compare.py runs/a/report/predictions.csv runs/b/report/predictions.csv
+
+Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
+are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
+An interval without 0 is a difference that the choice of patients does not explain.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jobs import JobError, UsageError, run
+from jobs.evaluation import comparison, metrics
+from model.labels import CLASSES, NORMAL
+
+SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
+
+
+class Predictions(NamedTuple):
+    """What `evaluate.py` wrote, by name."""
+
+    names: list[str]
+    patients: list[str]
+    labels: np.ndarray  # (N,) int
+    probabilities: np.ndarray  # (N, 3)
+
+
+def read(path: Path) -> Predictions:
+    """Reads predictions.csv, sorted by name; JobError where it is none."""
+    try:
+        with path.open(newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
+        labels = np.array([CLASSES.index(row["label"]) for row in rows])
+        probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
+        probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
+        metrics.check(labels, probabilities)
+        return Predictions([row["name"] for row in rows], [row["patient"] for row in rows], labels, probabilities)
+    except OSError as error:
+        raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise JobError(f"{path} holds no predictions ({error}); python jobs/evaluate.py writes them") from error
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UsageError(f"{len(arguments)} files given; two are compared: python jobs/compare.py A.csv B.csv")
+    first, second = (read(Path(argument)) for argument in arguments)
+    if first.names != second.names or (first.labels != second.labels).any():
+        missing = set(first.names) ^ set(second.names)
+        what = f"{len(missing)} films are in one alone, such as {min(missing)}" if missing else "their labels differ"
+        raise JobError(f"the two are not of the same films: {what}; evaluate both on the same split")
+    print(table(first, second))
+
+
+def table(first: Predictions, second: Predictions) -> str:
+    """The comparison for a terminal."""
+    labels = first.labels
+    found = comparison.differences(labels, first.probabilities, second.probabilities, first.patients)
+    rows = [(name.replace("_", " "), found[name]) for name in SHOWN]
+    rows += [(f"pneumonia {name}", value) for name, value in found["binary"].items()]
+    rows += [(f"{name} sensitivity", found["classes"][name]["sensitivity"]) for name in CLASSES]
+    lines = [f"{len(labels)} films of {len(set(first.patients))} patients; first minus second, 95 % interval"]
+    for name, value in rows:
+        if value is None:
+            lines.append(f"{name:>24}  not defined")
+            continue
+        low, high = value["interval"]
+        mark = "" if low <= 0 <= high else "  *"
+        lines.append(f"{name:>24}  {value['difference']:+.4f}  ({low:+.4f} to {high:+.4f}){mark}")
+    for name, right in (
+        ("three classes", [p.probabilities.argmax(axis=1) == labels for p in (first, second)]),
+        ("pneumonia", [(p.probabilities.argmax(axis=1) != NORMAL) == (labels != NORMAL) for p in (first, second)]),
+    ):
+        test = comparison.mcnemar(*right)
+        lines.append(
+            f"McNemar, {name}: {test.only_first} films right in the first alone, {test.only_second} in the second; "
+            f"p = {test.p_value:.3g}"
+        )
+    if 0 < (labels == NORMAL).sum() < len(labels):
+        areas = comparison.delong(labels != NORMAL, *(1 - p.probabilities[:, NORMAL] for p in (first, second)))
+        lines.append(f"DeLong, pneumonia: AUROC {areas.first:.4f} and {areas.second:.4f}; p = {areas.p_value:.3g}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

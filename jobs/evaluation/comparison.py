@@ -1,0 +1,103 @@
+"""Two sets of answers to the same films: which is better, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jobs.evaluation import metrics
+from jobs.evaluation.intervals import cluster_weights, percentile
+
+
+class McNemar(NamedTuple):
+    """Films that only one of two got right."""
+
+    only_first: int
+    only_second: int
+    p_value: float  # exact, two-sided
+
+
+class DeLong(NamedTuple):
+    """Two correlated areas under the ROC curve."""
+
+    first: float
+    second: float
+    standard_error: float  # of the difference
+    p_value: float  # two-sided
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """Exact test of whether two sets of answers are right equally often (McNemar 1947; binomial, as Fagerland 2013).
+
+    Args:
+      first: (N,) bool, whether each film was answered rightly.
+      second: (N,) bool, likewise.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    p_value = stats.binomtest(only_first, discordant).pvalue if discordant else 1.0
+    return McNemar(only_first, only_second, float(p_value))
+
+
+def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
+    """Test of whether two areas under the ROC curve on the same films are equal (DeLong et al. 1988, section 3).
+
+    Films count as independent; where patients have several, the bootstrap's interval is the one to go by.
+
+    Args:
+      truth: (N,) bool, with both values.
+      first: (N,) scores, larger for positives.
+      second: (N,) scores.
+
+    Raises:
+      ValueError: `truth` holds one value alone.
+    """
+    if truth.all() or not truth.any():
+        raise ValueError("an area under the ROC curve needs positives and negatives; the films hold one of them alone")
+    placements = [_placements(truth, scores) for scores in (first, second)]
+    of_positives = np.stack([positives for positives, _ in placements])  # V10, (2, m)
+    of_negatives = np.stack([negatives for _, negatives in placements])  # V01, (2, n)
+    areas = of_positives.mean(axis=1)
+    covariance = sum(np.atleast_2d(np.cov(values)) / values.shape[1] for values in (of_positives, of_negatives))
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    error = float(np.sqrt(max(variance, 0)))
+    difference = areas[0] - areas[1]
+    p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+    return DeLong(float(areas[0]), float(areas[1]), error, float(p_value))
+
+
+def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each positive the share of negatives below it, of each negative that of positives above it; a tie is half.
+
+    By ranks, as Sun and Xu 2014, equation 5.
+    """
+    positives, negatives = scores[truth], scores[~truth]
+    both = stats.rankdata(np.concatenate([positives, negatives]))
+    above = (both[: len(positives)] - stats.rankdata(positives)) / len(negatives)
+    below = (both[len(positives) :] - stats.rankdata(negatives)) / len(positives)
+    return above, 1 - below
+
+
+def differences(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, patients: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """First minus second in every figure of `metrics.score`, with the interval over the same resamples of patients.
+
+    Returns:
+      Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined.
+    """
+    weights = np.concatenate([np.ones((1, len(labels))), cluster_weights(patients, seed=seed)])
+    one, other = (metrics.measure(labels, probabilities, weights) for probabilities in (first, second))
+
+    def subtract(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        return {name: subtract(a[name], b[name]) if isinstance(a[name], dict) else a[name] - b[name] for name in a}
+
+    def stated(values: np.ndarray) -> dict[str, Any] | None:
+        if not np.isfinite(values[0]):
+            return None
+        return {"difference": float(values[0]), "interval": percentile(values[1:])}
+
+    return metrics.each(subtract(one, other), stated)

@@ -1,0 +1,177 @@
+"""Intervals and tests, against closed forms, reference implementations and published examples."""
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jobs import JobError, UsageError, compare
+from jobs.evaluation import comparison, metrics
+from jobs.evaluation.intervals import cluster_weights, intervals, percentile
+from model.labels import CLASSES
+
+
+def answers(seed, strength=1.5, count=300):
+    random = np.random.default_rng(seed)
+    labels = np.random.default_rng(0).integers(0, 3, count)
+    logits = random.normal(size=(count, 3)) + strength * np.eye(3)[labels]
+    return labels, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_a_resample_draws_patients_with_all_their_films():
+    patients = ["a", "b", "a", "c", "a", "b"]
+    weights = cluster_weights(patients, resamples=500, seed=3)
+    assert (weights[:, 0] == weights[:, 2]).all() and (weights[:, 0] == weights[:, 4]).all()
+    assert (weights[:, 1] == weights[:, 5]).all()
+    assert (weights[:, 0] + weights[:, 1] + weights[:, 3] == 3).all()  # as many patients as there are
+    np.testing.assert_array_equal(weights, cluster_weights(patients, resamples=500, seed=3))
+    assert (weights != cluster_weights(patients, resamples=500, seed=4)).any()
+
+
+def test_the_interval_of_a_share_is_the_normal_one():
+    labels, probabilities = answers(1, count=2000)
+    found = intervals(labels, probabilities, [str(index) for index in range(len(labels))])
+    accuracy = metrics.score(labels, probabilities)["accuracy"]
+    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / len(labels))
+    np.testing.assert_allclose(found["accuracy"], [accuracy - half, accuracy + half], atol=0.1 * half)
+
+
+def test_films_of_one_patient_widen_the_interval():
+    labels, probabilities = (np.repeat(values, 5, axis=0) for values in answers(1))
+    alone = intervals(labels, probabilities, [str(index) for index in range(len(labels))])["accuracy"]
+    together = intervals(labels, probabilities, [str(index // 5) for index in range(len(labels))])["accuracy"]
+    # Five copies of a film say no more than one: the square root of five as wide.
+    assert (together[1] - together[0]) / (alone[1] - alone[0]) == pytest.approx(5**0.5, rel=0.1)
+
+
+def test_against_scipys_bootstrap():
+    labels, probabilities = answers(2)
+    truth, value = labels != 0, 1 - probabilities[:, 0]
+
+    def area(index):
+        return metrics.auroc(truth[index], value[index], np.ones((1, len(index))))[0]
+
+    theirs = stats.bootstrap(
+        (np.arange(len(labels)),), area, vectorized=False, n_resamples=2000, method="percentile", rng=5
+    ).confidence_interval
+    ours = intervals(labels, probabilities, [str(index) for index in range(len(labels))])["binary"]["auroc"]
+    np.testing.assert_allclose(ours, [theirs.low, theirs.high], atol=0.004)
+
+
+def test_what_is_never_defined_has_no_interval():
+    assert percentile(np.array([np.nan, np.nan])) is None
+    assert percentile(np.array([1.0, np.nan, 1.0])) == [1.0, 1.0]
+    found = intervals(np.zeros(4, int), np.full((4, 3), 1 / 3), list("abcd"))
+    assert found["auroc"] is None and found["classes"]["viral"]["sensitivity"] is None
+
+
+def test_mcnemar_of_the_published_example():
+    # Approval of a prime minister in two surveys: 150 changed to disapproval, 86 to approval. Agresti, Categorical
+    # Data Analysis, section 10.1: z^2 = 17.36, P < .001.
+    first = np.repeat([True, True, False, False], [794, 150, 86, 570])
+    second = np.repeat([True, False, True, False], [794, 150, 86, 570])
+    test = comparison.mcnemar(first, second)
+    assert test[:2] == (150, 86)
+    assert test.p_value == pytest.approx(stats.chi2.sf(17.36, 1), rel=0.25)  # the exact test is a little larger
+    assert test.p_value == pytest.approx(2 * stats.binom.cdf(86, 236, 0.5))
+    assert comparison.mcnemar(first, first).p_value == 1
+
+
+def delong_by_definition(truth, first, second):
+    """Equations 3 to 6 of DeLong et al. 1988, pair by pair."""
+    components = []
+    for scores in (first, second):
+        psi = np.array([[(x > y) + 0.5 * (x == y) for y in scores[~truth]] for x in scores[truth]])
+        components.append((psi.mean(), psi.mean(axis=1), psi.mean(axis=0)))
+    (a, a10, a01), (b, b10, b01) = components
+    s10, s01 = (np.cov(pair) for pair in ((a10, b10), (a01, b01)))
+    covariance = s10 / truth.sum() + s01 / (~truth).sum()
+    contrast = np.array([1, -1])
+    return a, b, np.sqrt(contrast @ covariance @ contrast)
+
+
+def test_delong_is_its_definition():
+    labels, one = answers(3, 0.8, 80)
+    _, other = answers(4, 1.5, 80)
+    scores = [np.round(1 - probabilities[:, 0], 1) for probabilities in (one, other)]  # with ties
+    truth = labels != 0
+    test = comparison.delong(truth, *scores)
+    expected = delong_by_definition(truth, *scores)
+    np.testing.assert_allclose(test[:3], expected, rtol=1e-9)
+    assert test.p_value == pytest.approx(2 * stats.norm.sf(abs(expected[0] - expected[1]) / expected[2]))
+    assert comparison.delong(truth, scores[0], scores[0]).p_value == 1
+    with pytest.raises(ValueError, match="needs positives and negatives"):
+        comparison.delong(np.ones(80, bool), *scores)
+
+
+def test_delong_is_level_where_nothing_differs():
+    random = np.random.default_rng(7)
+    p_values = []
+    for _ in range(300):
+        truth = random.random(100) < 0.5
+        scores = truth + random.normal(0, 1, (2, 100)) + random.normal(0, 1, 100)
+        p_values.append(comparison.delong(truth, *scores).p_value)
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+def write(path, labels, probabilities, patients=None):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("name", "patient", "label", *CLASSES))
+        for index in np.random.default_rng(8).permutation(len(labels)):  # in any order
+            patient = patients[index] if patients else f"p{index // 2}"
+            row = (f"{value:.7f}" for value in probabilities[index])
+            writer.writerow((f"film{index:04d}", patient, CLASSES[labels[index]], *row))
+    return path
+
+
+def test_two_files_are_compared(tmp_path, capsys):
+    labels, strong = answers(5, 2.5)
+    _, weak = answers(6, 1.0)
+    a, b = write(tmp_path / "a.csv", labels, strong), write(tmp_path / "b.csv", labels, weak)
+    compare.main([str(a), str(b)])
+    out = capsys.readouterr().out
+    assert "300 films of 150 patients; first minus second" in out
+    one, other = (metrics.score(labels, probabilities) for probabilities in (strong, weak))
+    line = next(line for line in out.splitlines() if line.strip().startswith("accuracy"))
+    assert f"{one['accuracy'] - other['accuracy']:+.4f}" in line and line.endswith("*")
+    assert f"AUROC {one['binary']['auroc']:.4f} and {other['binary']['auroc']:.4f}; p = " in out
+    compare.main([str(a), str(a)])
+    out = capsys.readouterr().out
+    assert "+0.0000  (+0.0000 to +0.0000)" in out and "*" not in out and "p = 1" in out
+
+
+def test_differences_are_of_the_same_resamples():
+    labels, probabilities = answers(5)
+    patients = [str(index) for index in range(len(labels))]
+    worse = probabilities.copy()
+    worse[:30] = np.roll(worse[:30], 1, axis=1)
+    found = comparison.differences(labels, probabilities, worse, patients)["accuracy"]
+    test = comparison.mcnemar(*(given.argmax(axis=1) == labels for given in (probabilities, worse)))
+    assert found["difference"] * len(labels) == pytest.approx(test.only_first - test.only_second)
+    # Only the films on which they differ vary, so the interval is far narrower than of two independent shares.
+    half = 1.96 * np.sqrt(test.only_first + test.only_second) / len(labels)
+    low, high = found["interval"]
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)
+
+
+def test_files_that_cannot_be_compared(tmp_path):
+    labels, probabilities = answers(5)
+    a = write(tmp_path / "a.csv", labels, probabilities)
+    with pytest.raises(UsageError, match="1 files given; two are compared"):
+        compare.main([str(a)])
+    with pytest.raises(JobError, match="absent.csv cannot be read"):
+        compare.main([str(a), str(tmp_path / "absent.csv")])
+    (tmp_path / "other.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(JobError, match="other.csv holds no predictions"):
+        compare.main([str(a), str(tmp_path / "other.csv")])
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(JobError, match="empty.csv holds no predictions"):
+        compare.main([str(a), str(tmp_path / "empty.csv")])
+    fewer = write(tmp_path / "fewer.csv", labels[:299], probabilities[:299])
+    with pytest.raises(JobError, match="1 films are in one alone, such as film0299; evaluate both on the same split"):
+        compare.main([str(a), str(fewer)])
+    flipped = write(tmp_path / "flipped.csv", (labels + 1) % 3, probabilities)
+    with pytest.raises(JobError, match="their labels differ"):
+        compare.main([str(a), str(flipped)])
