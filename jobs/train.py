@@ -9,7 +9,7 @@ Any field of configs/base.py can be set with --config.FIELD=VALUE. WORKDIR recei
 the best), log.jsonl with one object an epoch, TensorBoard events, config.json and curves.png.
 
 Running the same command again goes on where the run stopped, on however many devices and processes there are now.
-Ctrl-C or SIGTERM finishes the step and saves; a second one stops at once.
+Ctrl-C or SIGTERM finishes the step, saves and exits with 0 (or --stopped_exit_code); a second one stops at once.
 
 Many processes train one model where WORKDIR and the data are on storage they share. Slurm and Open MPI are recognised,
 and so is a Kubernetes Indexed Job that sets JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES; jobs/launch has files to
@@ -39,14 +39,18 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, such as ru
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 of several listens.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "Exit code after a signal, for schedulers that start again only what failed.", 0, 255
+)
 flags.mark_flag_as_required("config")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
     del arguments
     told = processes.settings(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
     with processes.joined(told):
-        train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console())
+        finished = train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console())
+    return 0 if finished else _STOPPED_EXIT_CODE.value
 
 
 if __name__ == "__main__":

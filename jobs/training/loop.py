@@ -35,7 +35,7 @@ MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.res
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console) -> None:
+def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console) -> bool:
     """Trains what `config` describes, or goes on where the run in `workdir` stopped.
 
     Every process of a job calls this with the same arguments; `workdir` and the data are on storage they share.
@@ -47,6 +47,9 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
       devices: those of the parallel step, of all processes.
       console: for the progress bar and a line an epoch.
 
+    Returns:
+      Whether the run is finished; a signal may have stopped it before.
+
     Raises:
       JobError: something the user can mend: no data, numbers that do not fit, a run that diverged, a directory in use.
     """
@@ -56,12 +59,12 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     with locked(workdir) if main else contextlib.nullcontext() as stale, StopSignal() as signalled:
         if stale:
             console.print(f"the lock of {stale}, is stale: that process is gone", soft_wrap=True)
-        _train(config, workdir, devices, console, signalled)
+        return _train(config, workdir, devices, console, signalled)
 
 
 def _train(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console, signalled: StopSignal
-) -> None:
+) -> bool:
     main = jax.process_index() == 0
     training, validation, resident = _read(config, devices)
     order, learning_rate, state, train_step, eval_step, synced = compile_steps(
@@ -151,7 +154,7 @@ def _train(
             "goes on from there",
             soft_wrap=True,
         )
-        return
+        return False
     if _stalled(scores, config.early_stopping_epochs):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
     best = history[int(np.argmax(scores))]
@@ -161,6 +164,7 @@ def _train(
         f"--split validation --data_dir {config.data.dir} --out {workdir / 'report'}",
         soft_wrap=True,
     )
+    return True
 
 
 class _Journal:

@@ -48,6 +48,7 @@ def slurm(tmp_path):
             (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
             (tmp_path / "bin" / name).chmod(0o755)
         environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+        environment["SLURM_CPUS_PER_TASK"] = "8"
         return subprocess.Popen([SLURM, "--config", "a b.py"], env=environment)
 
     return start
@@ -59,7 +60,10 @@ def noted(tmp_path, name):
 
 def test_a_finished_slurm_job_is_not_queued_again(slurm, tmp_path):
     assert slurm("exit 0").wait(10) == 0
-    assert noted(tmp_path, "srun") == "--kill-on-bad-exit=1 .venv/bin/python jobs/train.py --config a b.py"
+    assert noted(tmp_path, "srun").split() == [
+        *("--cpus-per-task=8", "--kill-on-bad-exit=0", ".venv/bin/python", "jobs/train.py"),
+        *("--stopped_exit_code=75", "--config", "a", "b.py"),
+    ]
     assert noted(tmp_path, "scontrol") is None
 
 
@@ -68,7 +72,13 @@ def test_a_failed_slurm_job_keeps_its_exit_code(slurm, tmp_path):
     assert noted(tmp_path, "scontrol") is None
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, "requeue 42"), (5, None)])
+def test_a_slurm_job_that_was_preempted_is_queued_again(slurm, tmp_path):
+    assert slurm("exit 75").wait(10) == 75  # the tasks had the signal, the script did not
+    assert noted(tmp_path, "scancel") is None
+    assert noted(tmp_path, "scontrol") == "requeue 42"
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, "requeue 42"), (0, None), (5, None)])
 def test_near_the_limit_a_slurm_job_saves_and_is_queued_again(slurm, tmp_path, code, requeued):
     job = slurm(f"trap 'sleep 0.3; touch {tmp_path}/saved; exit {code}' TERM; while true; do sleep 0.05; done")
     while not noted(tmp_path, "task"):
@@ -100,7 +110,10 @@ def test_the_jobset_is_valid():
     name = jobset["metadata"]["name"]
     assert host == f"{name}-{replicated['name']}-0-0.{name}"
     assert int(port) == container["ports"][0]["containerPort"]
-    assert (ROOT / container["args"][1]).is_file()
+    arguments = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    assert (ROOT / arguments["config"]).is_file()
+    # A pod that was evicted and ends with 0 has succeeded for Kubernetes, and nothing would start again.
+    assert 0 < int(arguments["stopped_exit_code"]) < 128 and spec["backoffLimit"] == 0
 
 
 def test_the_skypilot_task_is_sound():
@@ -111,13 +124,16 @@ def test_the_skypilot_task_is_sound():
         command = [shutil.which("shellcheck") or str(ROOT / ".venv/bin/shellcheck"), "-s", "bash", "-"]
         subprocess.run(command, input=task[script], text=True, check=True)
     assert (ROOT / re.search(r"--config (\S+)", task["run"])[1]).is_file()
+    stopped = re.search(r"--stopped_exit_code (\d+)", task["run"])[1]
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": int(stopped)}
     assert re.search(r"--workdir (/\w+)", task["run"])[1] in task["file_mounts"]
 
 
 def test_flags_and_variables_are_those_the_trainer_reads():
     trainer, processes = ((ROOT / "jobs" / name).read_text() for name in ("train.py", "training/processes.py"))
-    for flag in set(re.findall(r"--(coordinator|num_processes|process_id)", (LAUNCH / "skypilot.yaml").read_text())):
-        assert f'DEFINE_string("{flag}"' in trainer or f'DEFINE_integer("{flag}"' in trainer
+    files = "".join(path.read_text() for path in LAUNCH.iterdir())
+    for flag in set(re.findall(r"--(coordinator|num_processes|process_id|stopped_exit_code)", files)):
+        assert re.search(rf'DEFINE_\w+\(\s*"{flag}"', trainer)
     for variable in set(re.findall(r"J(?:AX|OB)_[A-Z_]+", (LAUNCH / "jobset.yaml").read_text())):
         assert f'"{variable}"' in processes
 

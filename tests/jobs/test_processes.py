@@ -120,10 +120,10 @@ def test_processes_change_nothing_but_the_order_of_sums(start, alone, tmp_path, 
 
 def test_a_signal_to_one_stops_all_after_the_same_step(start, tmp_path):
     workdir = tmp_path / "run"
-    trainers = start(workdir, "--config.epochs=100000", processes=2)
+    trainers = start(workdir, "--config.epochs=100000", "--stopped_exit_code=75", processes=2)
     trainers[0].wait_for(r"epoch +1/")
     trainers[1].process.send_signal(signal.SIGTERM)
-    assert [trainer.finish() for trainer in trainers] == [0, 0], trainers[0].output
+    assert [trainer.finish() for trainer in trainers] == [75, 75], trainers[0].output
     stopped = checkpoint.steps(workdir)[-1]
     assert f"stopped by SIGTERM after step {stopped} of 300000, saved" in trainers[0].output
 
