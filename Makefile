@@ -40,7 +40,7 @@ types: .venv/requirements-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
 
 test-all: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile

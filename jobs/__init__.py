@@ -32,7 +32,8 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
 
     def parse(argv: list[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv[1:]):
-            print(script.strip(), "\n\nFlags:\n", flags.FLAGS.main_module_help().strip(), sep="")
+            options = flags.FLAGS.main_module_help().strip()
+            print(script.strip() + (f"\n\nFlags:\n{options}" if options else ""))
             sys.exit(0)
         try:
             words = flags.FLAGS(argv)

@@ -205,7 +205,7 @@ def document(
 {setting}.
 
 The global batch is the same everywhere, and virtual devices share the cores, so whatever is slower than the first row
-is overhead. *Idle* is a step that only counts, with the same arguments: the cost of a pmap call.
+is overhead. *Idle* is a step that only counts, with the same arguments: the cost of calling a parallel step.
 *No collectives* is the training step with every device on its own, *pmean* adds the all-reduce of loss, statistics and
 gradients, *SyncBN* one more in every BatchNorm, each way. Median of {ROUNDS} rounds of {STEPS} steps, every kind in
 each round. Between processes the sums go through gloo, array by array: on a GPU, XLA joins them and NCCL moves them.

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,8 +78,9 @@ def bundle(run, tmp_path_factory):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains(name):
     out = done(job(name, "--help"))
-    assert f"python jobs/{name}.py" in out and "Flags:" in out
-    assert "--" in out.split("Flags:")[1]
+    assert f"python jobs/{name}.py" in out
+    for flag in re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "jobs" / f"{name}.py").read_text()):
+        assert f"--{flag}" in out.split("Flags:")[1] or f"--[no]{flag}" in out.split("Flags:")[1]
 
 
 @pytest.mark.parametrize("name", COMMANDS[:-1])

@@ -152,7 +152,7 @@ def test_when_one_dies_the_other_says_so_and_ends_within_a_minute(start, tmp_pat
 
 def test_an_error_of_the_user_ends_every_process(start, tmp_path):
     trainers = start(tmp_path / "run", "--config.global_batch_size=17", processes=2)
-    assert [trainer.finish(60) for trainer in trainers] == [1, 1]
+    assert [trainer.finish(60) for trainer in trainers] == [2, 2]
     for index, trainer in enumerate(trainers):
         assert f"error: process {index} of 2: a global batch of 17 does not divide over 2 devices" in trainer.output
         assert "Traceback" not in trainer.output
