@@ -2,15 +2,18 @@
 
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
+    python jobs/bundle.py --checkpoint runs/a --checkpoint runs/b --checkpoint runs/c --out space/checkpoint
 
-Every --checkpoint of the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take
-half the room; biases and BatchNorm stay float32.
+Several make an ensemble, whose answer is the mean of its members'; calibrate it after that. Every --checkpoint of the
+other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases and
+BatchNorm stay float32.
 """
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,55 +23,67 @@ from absl import flags
 
 from jobs import JobError, run
 from model import checkpoint
+from model.calibration import FILE, Calibration
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory, or another bundle.", required=True)
+_CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or another bundle.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which the kernels are stored.")
 
-CALIBRATION = "calibration.json"
+ATTRIBUTION = "ATTRIBUTION.md"
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    bundle(Path(_CHECKPOINT.value), Path(_OUT.value), _DTYPE.value)
+    bundle([Path(source) for source in _CHECKPOINT.value], Path(_OUT.value), _DTYPE.value)
 
 
-def bundle(source: Path, out: Path, dtype: str) -> None:
-    """Writes the best step of `source` to `out`, whole or not at all.
+def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
+    """Writes the best step of each source, or of each of its members, to `out`: whole or not at all.
 
     Raises:
-      CheckpointError: nothing in `source` can be loaded.
+      CheckpointError: nothing in a source can be loaded.
       JobError: `out` holds something that is no bundle.
     """
-    best = checkpoint.load(source, "best")
+    loaded = [checkpoint.load(folder) for source in sources for folder in checkpoint.member_folders(source)]
+    calibration = None
+    if len(sources) == 1:
+        calibration = Calibration.read(sources[0], [checkpoint.weights_digest(member.meta) for member in loaded])
     # What is not numbered or known was put there by somebody; it is not ours to replace.
     strangers = [e.name for e in out.iterdir() if not _is_ours(e)] if out.exists() else []
-    if strangers or out.resolve() == source.resolve():
+    if strangers or out.resolve() in [source.resolve() for source in sources]:
         reason = f"it holds {', '.join(sorted(strangers)[:3])}" if strangers else "it is the source"
         raise JobError(f"{out} would be replaced, but {reason}; give another --out")
-    stored = jax.tree.map(lambda leaf: _cast(leaf, dtype), best.variables)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundling-", dir=out.parent) as scratch:
         new = Path(scratch) / "new"
-        new.mkdir()
-        score = best.meta["score"]
-        with checkpoint.Writer(new) as writer:
-            writer.save(best.step, stored, best.meta, score=float("-inf") if score is None else score)
-        if (source / CALIBRATION).exists():
-            shutil.copy(source / CALIBRATION, new / CALIBRATION)
-        dataset = best.meta["dataset"]
-        (new / "ATTRIBUTION.md").write_text(
-            f"Weights trained on `{dataset['name']}`, licence {dataset['license']}.\n\n{dataset['citation']}\n"
+        folders = [new] if len(loaded) == 1 else [new / f"{checkpoint.MEMBER}{n}" for n in range(1, len(loaded) + 1)]
+        for folder, member in zip(folders, loaded, strict=True):
+            stored = jax.tree.map(lambda leaf: _cast(leaf, dtype), member.variables)
+            score = member.meta["score"]
+            with checkpoint.Writer(folder) as writer:
+                writer.save(member.step, stored, member.meta, score=float("-inf") if score is None else score)
+        if calibration:  # rounding the kernels moves no figure, but they are other weights
+            weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
+            (new / FILE).write_text(dataclasses.replace(calibration, weights=weights).to_text())
+        datasets = {member.meta["dataset"]["name"]: member.meta["dataset"] for member in loaded}
+        (new / ATTRIBUTION).write_text(
+            "\n".join(
+                f"Weights trained on `{name}`, licence {dataset['license']}.\n\n{dataset['citation']}\n"
+                for name, dataset in datasets.items()
+            )
         )
         if out.exists():
             out.rename(Path(scratch) / "old")
         new.rename(out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print(f"{out}: step {best.step}, epoch {best.meta['epoch']}, {dtype}, {size / 1e6:.1f} MB")
+    members = ", ".join(f"step {member.step}, epoch {member.meta['epoch']}" for member in loaded)
+    print(f"{out}: {members}, {dtype}, {size / 1e6:.1f} MB")
+    if not calibration:
+        print(f"not calibrated; next: python jobs/calibrate.py --checkpoint {out}")
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name.isdigit() or entry.name in (CALIBRATION, "ATTRIBUTION.md")
+    return entry.name.isdigit() or entry.name.startswith(checkpoint.MEMBER) or entry.name in (FILE, ATTRIBUTION)
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

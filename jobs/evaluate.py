@@ -1,11 +1,13 @@
 """Measures a checkpoint on a prepared split: figures, every prediction, and plots.
 
     python jobs/evaluate.py --checkpoint runs/cnn --split validation --out runs/cnn/report
+    python jobs/evaluate.py --checkpoint runs/cnn --split test --prevalence 0.2 --out report
 
-Every figure comes with its 95 % interval over 2,000 resamples of the patients. Written to OUT: metrics.json,
-predictions.csv (name, patient, label, three probabilities) and the plots confusion_matrix, roc, precision_recall,
-reliability, class_distribution and heatmaps as PNG. On phantoms, which know where their lesions are, the share of heat
-maps that peak inside the lesion is reported too.
+Every figure comes with its 95 % interval over 2,000 resamples of the patients. Where the checkpoint is calibrated
+(`python jobs/calibrate.py`), so are the probabilities, and its operating points, undecided and refused films are
+measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities) and the
+plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and heatmaps as PNG.
+On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from absl import flags
 
 from jobs import run
 from jobs.datasets import films
-from jobs.evaluation import metrics, report
+from jobs.evaluation import decisions, metrics, report
 from model import gradcam
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
@@ -25,16 +27,22 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bund
 _SPLIT = flags.DEFINE_enum("split", "validation", list(films.SPLITS), "Which split to measure.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _OUT = flags.DEFINE_string("out", None, "The folder for figures and plots.", required=True)
+_PREVALENCE = flags.DEFINE_float(
+    "prevalence", None, "Of pneumonia where PPV and NPV are stated for; that of the split where none is given.", 0, 1
+)
 _METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the heat maps.")
+
+_UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, and gives operating points"
 
 
 def main(arguments: list[str]) -> None:
     del arguments
     predictor = Predictor.open(Path(_CHECKPOINT.value))
     split = films.read(Path(_DATA_DIR.value), predictor.meta["dataset"]["name"], _SPLIT.value)
-    measured, written = report.write(predictor, split, _SPLIT.value, _METHOD.value, Path(_OUT.value))
-    print(f"{_CHECKPOINT.value}, step {predictor.step}, on {split.facts['name']} {_SPLIT.value}")
+    measured, written = report.write(predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, Path(_OUT.value))
+    print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
     print(metrics.table(measured, measured["intervals"]))
+    print("\n" + decisions.table(measured) if predictor.calibration else _UNCALIBRATED)
     if "pointing_game" in measured:
         for name, share in measured["pointing_game"].items():
             if share is not None:

@@ -3,7 +3,7 @@
 A checkpoint directory holds Orbax steps, each with separate items, so that a reader takes only what it needs:
 `variables` (the averaged parameters and BatchNorm statistics that are served), `train` (what resuming needs) and
 `meta` (JSON). `meta` carries a sha256 of every array and of itself: Orbax restores a flipped bit without an error.
-A bundle is the same directory with one step and no `train`.
+A bundle is the same directory with one step and no `train`; that of an ensemble holds one such folder a member.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 
 FORMAT = 1
 ITEMS = ("variables", "train", "meta")
+MEMBER = "member-"  # and a number: the folders of an ensemble
 Tree = TypeVar("Tree")
 
 
@@ -87,9 +88,15 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _meta_digest(meta: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in meta.items() if key != "sha256"}
+def json_digest(values: Mapping[str, Any]) -> str:
+    """sha256 of JSON values, but for one named `sha256`, which holds it."""
+    rest = {key: value for key, value in values.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(meta: Mapping[str, Any]) -> str:
+    """What tells the weights that are served from any others: the same in a run and in a bundle of it."""
+    return json_digest({name: entry for name, entry in meta["arrays"].items() if name.startswith("variables/")})
 
 
 class Writer:
@@ -182,7 +189,7 @@ class Writer:
             },
         }
         complete = json.loads(json.dumps(complete))  # what a reader will see, tuples as lists
-        complete["sha256"] = _meta_digest(complete)
+        complete["sha256"] = json_digest(complete)
         items = {item: ocp.args.StandardSave(_nest(arrays)) for item, arrays in stored.items()}
         with self._failure_is_told():
             taken = self._manager.save(
@@ -231,6 +238,12 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
     raise CheckpointError(f"no step of {directory} can be loaded: " + "; ".join(problems))
 
 
+def member_folders(directory: Path) -> list[Path]:
+    """The folders of an ensemble's members, in order; those of a checkpoint alone are itself."""
+    found = {int(path.name.removeprefix(MEMBER)): path for path in Path(directory).glob(f"{MEMBER}[0-9]*")}
+    return [found[number] for number in sorted(found)] or [Path(directory)]
+
+
 def set_aside_damaged(directory: Path, verified: int) -> list[Path]:
     """Renames each step that cannot be read whole to `damaged-<step>-<count>`, so that a Writer goes on without it.
 
@@ -258,7 +271,7 @@ def _skipped(step: int, error: Exception) -> str:
 
 def _read_meta(directory: Path, step: int) -> dict[str, Any]:
     meta = json.loads((directory / str(step) / "meta" / "metadata").read_text())
-    if meta.get("sha256") != _meta_digest(meta):
+    if meta.get("sha256") != json_digest(meta):
         raise ValueError("the digest of meta does not match")
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']} is not {FORMAT}: made by another version")

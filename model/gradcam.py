@@ -12,7 +12,7 @@ With A the features (h, w, C), g the gradient of a class's score with respect to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -98,10 +98,22 @@ def explain(
     Raises:
       ValueError: unknown method or target; the message lists the known ones.
     """
+    features = jnp.asarray(module.apply(variables, images, method="features"))
+    return explain_features(module, variables, features, method, classes, target)
+
+
+def explain_features(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    features: jax.Array,
+    method: str = "gradcam",
+    classes: tuple[int, ...] | None = None,
+    target: str = "logit",
+) -> tuple[jax.Array, Heatmaps]:
+    """As `explain`, from the features (N, h, w, C) of the images."""
     for what, name, known in (("method", method, METHODS), ("target", target, TARGETS)):
         if name not in known:
             raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-    features = jnp.asarray(module.apply(variables, images, method="features"))  # (N, h, w, C)
 
     def scores(a: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = jnp.asarray(module.apply(variables, a, method="classify"))
@@ -114,6 +126,13 @@ def explain(
     (gradients,) = jax.vmap(lambda row: pullback(jnp.broadcast_to(row, logits.shape)))(rows)  # (K, N, h, w, C)
     a, g = features.astype(jnp.float32), jnp.moveaxis(gradients, 0, 1).astype(jnp.float32)
     return logits, normalise(METHODS[method](a, g))
+
+
+def average(maps: Sequence[jax.Array]) -> Heatmaps:
+    """The mean of the members' maps, each (N, K, h, w), at the finest of their grids; the peak is 1 again."""
+    height, width = (max(m.shape[axis] for m in maps) for axis in (2, 3))
+    fitted = [jax.image.resize(m, (*m.shape[:2], height, width), "bilinear") for m in maps]
+    return normalise(jnp.mean(jnp.stack(fitted), axis=0))
 
 
 def normalise(raw: jax.Array) -> Heatmaps:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model import checkpoint, gradcam, preprocess, registry
+from model import checkpoint, gradcam, layers, outliers, preprocess, registry
+from model.calibration import Calibration
 from model.labels import CLASSES
 
-REFUSED = "refused"
+UNCERTAIN, REFUSED = "uncertain", "refused"
 BATCH_SIZE = 32
 
 
@@ -26,47 +28,99 @@ BATCH_SIZE = 32
 class Prediction:
     """The answer to one film."""
 
-    decision: str  # one of CLASSES, or REFUSED
-    probabilities: np.ndarray | None = None  # (3,) in the order of CLASSES; None where refused
+    decision: str  # one of CLASSES, UNCERTAIN or REFUSED
+    # (3,) in the order of CLASSES, calibrated where the checkpoint is; None where the file could not be read as a film
+    probabilities: np.ndarray | None = None
     reason: str = ""  # why it was refused, a plain sentence
-    heatmaps: np.ndarray | None = None  # (3, h, w) in [0, 1], one a class; None where refused or not asked for
+    heatmaps: np.ndarray | None = None  # (3, h, w) in [0, 1], one a class; None where not asked for or not read
     blank: np.ndarray | None = None  # (3,) bool: maps with nothing on them
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One network, and how films become its input."""
+
+    module: nn.Module
+    image_size: int
+    mean: float
+    std: float
+
+
+class Raw(NamedTuple):
+    """What the networks say, before calibration."""
+
+    probabilities: Any  # (N, 3), the mean over the members
+    features: tuple[Any, ...]  # of each member (N, C), the mean of the features over places
+    heatmaps: Any  # gradcam.Heatmaps, or None
+
+
 class Predictor:
-    """A trained model, ready to answer.
+    """A trained model, or an ensemble of several, ready to answer.
 
     Attributes:
-      meta: what the checkpoint says of itself.
-      step: the training step it was saved at.
+      metas: what each member's checkpoint says of itself.
+      meta: that of the first; dataset and storage size are those of all.
+      calibration: what was fitted beside it; None where nothing was.
+      storage_size: of the films it answers for, px.
     """
 
-    def __init__(self, loaded: checkpoint.Checkpoint):
-        self.meta, self.step = loaded.meta, loaded.step
-        if tuple(self.meta["classes"]) != CLASSES:
-            raise checkpoint.CheckpointError(
-                f"the checkpoint's classes are {self.meta['classes']}; these programs read {list(CLASSES)}"
-            )
+    def __init__(self, loaded: Sequence[checkpoint.Checkpoint], calibration: Calibration | None = None):
+        self.metas = [member.meta for member in loaded]
+        self.meta, self.calibration = self.metas[0], calibration
+        for key, wanted in (
+            ("classes", list(CLASSES)),
+            ("storage_size", self.meta["storage_size"]),
+            ("dataset", self.meta.get("dataset")),
+        ):
+            for meta in self.metas:
+                if meta.get(key) != wanted:
+                    raise checkpoint.CheckpointError(f"the checkpoint's {key} are {meta.get(key)}; needed: {wanted}")
         self.storage_size: int = self.meta["storage_size"]
-        self.module = registry.build(self.meta["architecture"], self.meta["options"])
-        image_size = self.meta["image_size"]
-        like = jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros((1, image_size, image_size, 1)))
-        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-        stored = checkpoint.from_arrays(like, checkpoint.to_arrays(loaded.variables))
-        self._variables = jax.device_put(stored)
+        self.members = tuple(
+            Member(registry.build(m["architecture"], m["options"]), m["image_size"], m["mean"], m["std"])
+            for m in self.metas
+        )
+        self._variables = jax.device_put(
+            [_fit(member, one.variables) for member, one in zip(self.members, loaded, strict=True)]
+        )
 
     @classmethod
-    def open(cls, directory: Path | str) -> Predictor:
-        """Opens the best step of a run directory or a bundle that is whole.
+    def open(cls, directory: Path | str, calibrated: bool = True) -> Predictor:
+        """Opens the best step of a run directory or a bundle that is whole, or that of each member of an ensemble.
+
+        Args:
+          directory: the run directory or the bundle.
+          calibrated: whether the calibration that lies there is used.
 
         Raises:
-          CheckpointError: nothing there can be loaded; the message says why.
+          CheckpointError: nothing there can be loaded, or the calibration is damaged or that of other weights; the
+            message says why.
         """
-        return cls(checkpoint.load(Path(directory), "best"))
+        directory = Path(directory)
+        loaded = [checkpoint.load(folder, "best") for folder in checkpoint.member_folders(directory)]
+        weights = [checkpoint.weights_digest(member.meta) for member in loaded]
+        return cls(loaded, Calibration.read(directory, weights) if calibrated else None)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The training steps that the members were saved at."""
+        return tuple(meta["step"] for meta in self.metas)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Digests of the members' weights."""
+        return tuple(checkpoint.weights_digest(meta) for meta in self.metas)
 
     def read(self, data: bytes) -> np.ndarray:
-        """Bytes of an image file -> (S, S) uint8, S the storage size; raises ImageRefused."""
-        return preprocess.resize(preprocess.decode(data).pixels, self.storage_size)
+        """Bytes of an image file -> (S, S) uint8, S the storage size.
+
+        Raises:
+          ImageRefused: it cannot be read, or is plainly no chest film.
+        """
+        film = preprocess.decode(data)
+        if reason := outliers.objection(film):
+            raise preprocess.ImageRefused(reason)
+        return preprocess.resize(film.pixels, self.storage_size)
 
     def predict(self, images: np.ndarray, method: str | None = None) -> Iterator[Prediction]:
         """Answers for films that were read, in order, a batch at a time.
@@ -77,6 +131,42 @@ class Predictor:
 
         Raises:
           ValueError: images of another shape or type.
+        """
+        for batch, raw in self.ask(images, method):
+            yield from self.answer(batch, raw)
+
+    def predict_file(self, data: bytes, method: str | None = None) -> Prediction:
+        """Bytes of one image file -> Prediction; what cannot be read is refused with the reason."""
+        try:
+            image = self.read(data)
+        except preprocess.ImageRefused as refusal:
+            return Prediction(REFUSED, reason=str(refusal))
+        return next(self.predict(image[None], method))
+
+    def answer(self, images: np.ndarray, raw: Raw) -> Iterator[Prediction]:
+        """What follows from what the networks say: calibrated probabilities, and decisions."""
+        probabilities = raw.probabilities
+        reasons: list[str | None] = [None] * len(images)
+        least = 0.0
+        if self.calibration:
+            probabilities = self.calibration.apply(probabilities)
+            reasons = self.calibration.outliers.objections(images, raw.features)
+            least = self.calibration.confidence
+        for index, reason in enumerate(reasons):
+            top = int(probabilities[index].argmax())
+            decision = CLASSES[top] if probabilities[index, top] >= least else UNCERTAIN
+            yield Prediction(
+                decision=REFUSED if reason else decision,
+                probabilities=probabilities[index],
+                reason=reason or "",
+                heatmaps=None if raw.heatmaps is None else raw.heatmaps.maps[index],
+                blank=None if raw.heatmaps is None else raw.heatmaps.blank[index],
+            )
+
+    def ask(self, images: np.ndarray, method: str | None = None) -> Iterator[tuple[np.ndarray, Raw]]:
+        """What the networks say of films, in order: a batch of them, and the Raw of it, on the host.
+
+        Arguments and errors are those of `predict`.
         """
         size = self.storage_size
         if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
@@ -89,29 +179,30 @@ class Predictor:
             # Two compiled shapes in all: a single film as the Space sends it, and a full batch.
             padding = 0 if len(images) == 1 else BATCH_SIZE - len(batch)
             padded = np.pad(batch, ((0, padding), (0, 0), (0, 0)))
-            probabilities, heatmaps = jax.device_get(self._answer(self._variables, padded, method))
-            for index in range(len(batch)):
-                yield Prediction(
-                    decision=CLASSES[int(probabilities[index].argmax())],
-                    probabilities=probabilities[index],
-                    heatmaps=None if heatmaps is None else heatmaps.maps[index],
-                    blank=None if heatmaps is None else heatmaps.blank[index],
-                )
-
-    def predict_file(self, data: bytes, method: str | None = None) -> Prediction:
-        """Bytes of one image file -> Prediction; what cannot be read is refused with the reason."""
-        try:
-            image = self.read(data)
-        except preprocess.ImageRefused as refusal:
-            return Prediction(REFUSED, reason=str(refusal))
-        return next(self.predict(image[None], method))
+            raw = jax.device_get(self._ask(self._variables, padded, method))
+            count = len(batch)
+            yield batch, jax.tree.map(lambda leaf: leaf[:count], raw)  # noqa: B023
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _answer(
-        self, variables: Any, images: jax.Array, method: str | None
-    ) -> tuple[jax.Array, gradcam.Heatmaps | None]:
-        inputs = preprocess.to_input(images, self.meta["image_size"], self.meta["mean"], self.meta["std"])
-        if method is None:
-            return jax.nn.softmax(jnp.asarray(self.module.apply(variables, inputs))), None
-        logits, heatmaps = gradcam.explain(self.module, variables, inputs, method, target="against_normal")
-        return jax.nn.softmax(logits), heatmaps
+    def _ask(self, variables: list[Any], images: jax.Array, method: str | None) -> Raw:
+        probabilities, features, maps = [], [], []
+        for member, weights in zip(self.members, variables, strict=True):
+            inputs = preprocess.to_input(images, member.image_size, member.mean, member.std)
+            a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
+            features.append(layers.global_average_pool(a))
+            if method is None:
+                logits = jnp.asarray(member.module.apply(weights, a, method="classify"))
+            else:
+                logits, heatmaps = gradcam.explain_features(member.module, weights, a, method, target="against_normal")
+                maps.append(heatmaps.maps)
+            probabilities.append(jax.nn.softmax(logits))
+        mean = jnp.mean(jnp.stack(probabilities), axis=0)
+        return Raw(mean, tuple(features), gradcam.average(maps) if maps else None)
+
+
+def _fit(member: Member, variables: Any) -> Any:
+    """The stored variables in the types and shapes that the module has; CheckpointError where they do not fit."""
+    image = jnp.zeros((1, member.image_size, member.image_size, 1))
+    like = jax.eval_shape(member.module.init, jax.random.key(0), image)
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    return checkpoint.from_arrays(like, checkpoint.to_arrays(variables))

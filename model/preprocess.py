@@ -34,6 +34,7 @@ class Decoded:
 
     pixels: np.ndarray  # (H, W) uint8, upright
     mode: str  # Pillow's mode of the source: "L", "RGB", "I;16", ...
+    chroma: float  # mean distance of the largest from the smallest of red, green and blue, 0 to 255; gray is 0
 
 
 def decode(data: bytes) -> Decoded:
@@ -71,7 +72,7 @@ def decode(data: bytes) -> Decoded:
             upright = ImageOps.exif_transpose(image)
             pixels = _to_gray(upright)
             # Pillow inverts white-is-zero TIFFs of 8 bits by itself, wider ones not.
-            return Decoded(255 - pixels if inverted else pixels, image.mode)
+            return Decoded(255 - pixels if inverted else pixels, image.mode, _chroma(upright))
     except ImageRefused:
         raise
     except Image.DecompressionBombError as error:
@@ -143,6 +144,14 @@ def _to_gray(image: Image.Image) -> np.ndarray:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, "black"), colour)
     return np.asarray(image.convert("L"))
+
+
+def _chroma(image: Image.Image) -> float:
+    """How coloured a picture is; fine detail and the noise of JPEG's colours are averaged away first."""
+    if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
+        return 0.0
+    small = image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
+    return float(np.ptp(np.asarray(small).astype(int), axis=2).mean())
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:

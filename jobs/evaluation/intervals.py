@@ -6,7 +6,7 @@ every film as often as its patient was drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,27 @@ def percentile(values: np.ndarray) -> list[float] | None:
     return [float(low), float(high)]
 
 
+def estimate(
+    figures: Callable[[np.ndarray], dict[str, Any]], patients: Sequence[str], seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of films, and their 95 % percentile intervals.
+
+    Args:
+      figures: of weights (B, N), as metrics.measure.
+      patients: (N,) who each film is of.
+      seed: of the resamples.
+
+    Returns:
+      Two trees nested as `figures`: float, and [low, high]; None where a figure is undefined.
+    """
+    weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients, seed=seed)])
+    measured = figures(weights)
+    values = metrics.each(measured, lambda figure: float(figure[0]) if np.isfinite(figure[0]) else None)
+    return values, metrics.each(measured, lambda figure: percentile(figure[1:]) if np.isfinite(figure[0]) else None)
+
+
 def intervals(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """95 % percentile intervals of every figure of `metrics.score`, nested alike.
+    """95 % intervals of every figure of `metrics.score`, nested alike.
 
     Args:
       labels: (N,) int.
@@ -45,4 +64,4 @@ def intervals(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[
       seed: of the resamples.
     """
     metrics.check(labels, probabilities)
-    return metrics.each(metrics.measure(labels, probabilities, cluster_weights(patients, seed=seed)), percentile)
+    return estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients, seed)[1]

@@ -6,7 +6,7 @@ counts of a bootstrap resample give what they would have been on it (`intervals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,21 +68,21 @@ def measure(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) 
     def macro(name: str) -> np.ndarray:
         """The mean over the classes that are present and for which the figure is defined."""
         values = np.stack([figures[name] for figures in classes.values()])
-        return _ratio(np.nansum(np.where(present, values, np.nan), axis=0), (present & np.isfinite(values)).sum(axis=0))
+        return ratio(np.nansum(np.where(present, values, np.nan), axis=0), (present & np.isfinite(values)).sum(axis=0))
 
     return {
-        "accuracy": _ratio(weights @ (decisions == labels), total),
+        "accuracy": ratio(weights @ (decisions == labels), total),
         "balanced_accuracy": macro("sensitivity"),
         "macro_f1": macro("f1"),
         "auroc": macro("auroc"),
         "average_precision": macro("average_precision"),
-        "log_loss": _ratio(weights @ -np.log(np.clip(of_truth, CLIP, 1)), total),
-        "brier": _ratio(weights @ squares, total),
+        "log_loss": ratio(weights @ -np.log(np.clip(of_truth, CLIP, 1)), total),
+        "brier": ratio(weights @ squares, total),
         "ece": _calibration_error(labels, probabilities, weights, equal_width(probabilities)),
         "ece_equal_mass": _calibration_error(labels, probabilities, weights, equal_mass(probabilities)),
         "classes": classes,
         "binary": {
-            "accuracy": _ratio(weights @ ((labels != NORMAL) == (decisions != NORMAL)), total),
+            "accuracy": ratio(weights @ ((labels != NORMAL) == (decisions != NORMAL)), total),
             **{name: binary[name] for name in ("sensitivity", "specificity", "auroc")},
         },
     }
@@ -117,20 +117,20 @@ def _against_the_rest(
     """One class against the others; truth and decision (N,) bool, value (N,) its score, weights (B, N)."""
     hits, count, called = weights @ (truth & decision), weights @ truth, weights @ decision
     return {
-        "sensitivity": _ratio(hits, count),
-        "specificity": _ratio(weights @ (~truth & ~decision), weights @ ~truth),
-        "precision": _ratio(hits, called),
-        "f1": _ratio(2 * hits, count + called),
+        "sensitivity": ratio(hits, count),
+        "specificity": ratio(weights @ (~truth & ~decision), weights @ ~truth),
+        "precision": ratio(hits, called),
+        "f1": ratio(2 * hits, count + called),
         "auroc": auroc(truth, value, weights),
         "average_precision": _average_precision(truth, value, weights),
     }
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _of_each_value(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_value(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight of positives and of negatives at each distinct value, from the lowest: (B, distinct values) each."""
     order = np.argsort(value, kind="stable")
     starts = np.flatnonzero(np.diff(value[order], prepend=-np.inf))
@@ -143,17 +143,17 @@ def auroc(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarr
 
     Hanley and McNeil 1982, equation 1; truth (N,) bool, value (N,), weights (B, N).
     """
-    positive, negative = _of_each_value(truth, value, weights)
+    positive, negative = by_value(truth, value, weights)
     below = np.cumsum(negative, axis=1) - negative / 2
-    return _ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
+    return ratio((positive * below).sum(axis=1), positive.sum(axis=1) * negative.sum(axis=1))
 
 
 def _average_precision(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(B,) mean of precision over the recalls, as steps: sum of (R_n - R_(n-1)) P_n."""
-    positive, negative = (sums[:, ::-1] for sums in _of_each_value(truth, value, weights))
+    positive, negative = (sums[:, ::-1] for sums in by_value(truth, value, weights))
     hits, calls = np.cumsum(positive, axis=1), np.cumsum(positive + negative, axis=1)
     precision = np.divide(hits, calls, out=np.zeros_like(hits), where=calls > 0)
-    return _ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
+    return ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
 
 
 def equal_width(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -173,7 +173,7 @@ def _calibration_error(
     """(B,) mean distance of accuracy from confidence over the bins, by their weights (Guo et al. 2017, equation 3)."""
     gap = (probabilities.argmax(axis=1) == labels) - probabilities.max(axis=1)
     of_bin = np.eye(index.max() + 1)[index]  # (N, bins)
-    return _ratio(np.abs((weights * gap) @ of_bin).sum(axis=1), weights.sum(axis=1))
+    return ratio(np.abs((weights * gap) @ of_bin).sum(axis=1), weights.sum(axis=1))
 
 
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -196,26 +196,31 @@ def reliability_bins(
     )
 
 
+def line(name: str, value: float | None, interval: Sequence[float] | None, loss: bool = False) -> str:
+    """A figure with its interval for a terminal; a loss as it is, anything else as a share."""
+    if value is None or interval is None:
+        return f"{name:>24}  not defined"
+    low, high = interval
+    if loss:
+        return f"{name:>24}  {value:.4f}  ({low:.4f} to {high:.4f})"
+    return f"{name:>24}  {100 * value:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+
+
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
     """The figures of `score`, with their intervals, for a terminal."""
 
-    def line(name: str, *path: str) -> str:
+    def stated(name: str, *path: str) -> str:
         value: Any = measured
         interval: Any = intervals
         for step in path:
             value, interval = value[step], interval[step]
-        if value is None:
-            return f"{name:>24}  not defined"
-        low, high = interval
-        if path[-1] in LOSSES:
-            return f"{name:>24}  {value:.4f}  ({low:.4f} to {high:.4f})"
-        return f"{name:>24}  {100 * value:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+        return line(name, value, interval, loss=path[-1] in LOSSES)
 
     lines = [f"{measured['count']} films; 95 % intervals over resampled patients"]
     overall = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece", "ece_equal_mass")
-    lines += [line(name.replace("_", " "), name) for name in overall]
-    lines += [line(f"pneumonia {name}", "binary", name) for name in measured["binary"]]
+    lines += [stated(name.replace("_", " "), name) for name in overall]
+    lines += [stated(f"pneumonia {name}", "binary", name) for name in measured["binary"]]
     for name, figures in measured["classes"].items():
         lines += ["", f"{name}, {figures['count']} films"]
-        lines += [line(figure.replace("_", " "), "classes", name, figure) for figure in figures if figure != "count"]
+        lines += [stated(figure.replace("_", " "), "classes", name, figure) for figure in figures if figure != "count"]
     return "\n".join(lines)

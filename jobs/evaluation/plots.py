@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from jobs.evaluation.decisions import risk_coverage
 from jobs.evaluation.metrics import expected_calibration_error, reliability_bins
 from model.labels import CLASSES, NORMAL
 
@@ -141,22 +142,48 @@ def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, path:
     figure.savefig(path, dpi=DPI)
 
 
-def reliability_diagram(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
-    """Accuracy by confidence, and how many films have each confidence (Guo et al. 2017, fig. 1)."""
-    confidence, accuracy, count = reliability_bins(labels, probabilities)
-    edges = np.linspace(0, 1, len(count) + 1)
-    error = expected_calibration_error(labels, probabilities)
-    figure = _figure(4.8, 5.6, f"Reliability, {len(labels)} films, ECE {100 * error:.1f} %")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.bar(edges[:-1], np.nan_to_num(accuracy), np.diff(edges), align="edge", color="#56B4E9", edgecolor="white")
-    upper.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
-    upper.plot(confidence, accuracy, "o", color=COLOURS["bacterial"], markersize=4, label="mean of a bin")
-    upper.set(ylabel="accuracy", ylim=(0, 1.02))
-    upper.legend(loc="upper left", fontsize=9)
-    lower.bar(edges[:-1], count, np.diff(edges), align="edge", color="#999999", edgecolor="white")
-    lower.set(xlabel="confidence in the most probable class", ylabel="films", xlim=(0, 1))
-    for axes in (upper, lower):
-        _tidy(axes)
+def reliability_diagrams(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], path: Path) -> None:
+    """Accuracy by confidence, and how many films have each confidence (Guo et al. 2017, fig. 1); a column a name."""
+    figure = _figure(4.8 * len(probabilities), 5.6, f"Reliability, {len(labels)} films")
+    panels = figure.subplots(2, len(probabilities), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    for (upper, lower), (name, values) in zip(panels.T, probabilities.items(), strict=True):
+        confidence, accuracy, count = reliability_bins(labels, values)
+        edges = np.linspace(0, 1, len(count) + 1)
+        upper.bar(edges[:-1], np.nan_to_num(accuracy), np.diff(edges), align="edge", color="#56B4E9", edgecolor="white")
+        upper.plot([0, 1], [0, 1], ":", color="gray", label="calibrated")
+        upper.plot(confidence, accuracy, "o", color=COLOURS["bacterial"], markersize=4, label="mean of a bin")
+        error = f"ECE {100 * expected_calibration_error(labels, values):.1f} %"
+        upper.set_title(f"{name}: {error}" if name else error, fontsize=10)
+        upper.set(ylabel="accuracy", ylim=(0, 1.02))
+        upper.legend(loc="upper left", fontsize=9)
+        lower.bar(edges[:-1], count, np.diff(edges), align="edge", color="#999999", edgecolor="white")
+        lower.set(xlabel="confidence in the most probable class", ylabel="films", xlim=(0, 1))
+        for axes in (upper, lower):
+            axes.label_outer()
+            _tidy(axes)
+    figure.savefig(path, dpi=DPI)
+
+
+def risk_coverage_curve(labels: np.ndarray, probabilities: np.ndarray, confidence: float | None, path: Path) -> None:
+    """The share of wrong answers where only the most confident films are decided (Geifman and El-Yaniv 2017, fig. 1).
+
+    Args:
+      labels: (N,) int.
+      probabilities: (N, 3).
+      confidence: the top probability below which films are left undecided; marked. None: nothing is.
+      path: of the PNG.
+    """
+    coverage, risk = risk_coverage(labels, probabilities)
+    figure = _figure(5, 4, f"What is left undecided, and what it saves, {len(labels)} films")
+    axes = figure.add_subplot()
+    axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"])
+    if confidence is not None:
+        decided = float((probabilities.max(axis=1) >= confidence).mean())
+        label = f"decided here: {100 * decided:.0f} %"
+        axes.axvline(100 * decided, color=COLOURS["bacterial"], linestyle="--", label=label)
+        axes.legend(frameon=False, fontsize=9)
+    axes.set(xlabel="films decided, %", ylabel="of them wrong, %", xlim=(0, 100.5), ylim=(0, None))
+    _tidy(axes)
     figure.savefig(path, dpi=DPI)
 
 

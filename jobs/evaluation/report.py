@@ -14,19 +14,27 @@ from rich.progress import track
 
 from jobs import whole
 from jobs.datasets.films import Split
-from jobs.evaluation import metrics, plots
-from jobs.evaluation.intervals import intervals
+from jobs.evaluation import decisions, metrics, plots
+from jobs.evaluation.intervals import estimate, intervals
 from model.gradcam import upsample
 from model.labels import CLASSES
-from model.predictor import Predictor
+from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
 
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
 def write(
-    predictor: Predictor, split: Split, split_name: str, method: str, out: Path
+    predictor: Predictor, split: Split, split_name: str, method: str, prevalence: float | None, out: Path
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measures and writes, all of it or nothing; only a report with metrics.json is one.
+
+    Args:
+      predictor: what is measured, with its calibration where it has one.
+      split: the films.
+      split_name: as it is told in the report.
+      method: of the heat maps, a key of gradcam.METHODS.
+      prevalence: of pneumonia, which PPV and NPV are stated for; None: that of the split.
+      out: the folder.
 
     Returns:
       The contents of metrics.json, and the paths of what was written.
@@ -34,26 +42,49 @@ def write(
     Raises:
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
-    answers = list(
-        track(
-            predictor.predict(split.images, method),
-            f"evaluating {split_name}",
-            total=len(split.labels),
-            transient=True,
-        )
-    )
-    probabilities = np.asarray([answer.probabilities for answer in answers])
+    batches = -(-len(split.labels) // BATCH_SIZE)
+    before: list[np.ndarray] = []
+    answers: list[Prediction] = []
+    for images, raw in track(
+        predictor.ask(split.images, method), f"evaluating {split_name}", total=batches, transient=True
+    ):
+        before.append(raw.probabilities)
+        answers += predictor.answer(images, raw)
+    uncalibrated = np.concatenate(before).astype(float)
+    probabilities = np.asarray([answer.probabilities for answer in answers]).astype(float)
     heatmaps = np.asarray([answer.heatmaps for answer in answers])  # (N, 3, h, w)
     blank = np.asarray([answer.blank for answer in answers])  # (N, 3)
     assert len(probabilities) == len(split.labels)
 
     measured = {
-        "checkpoint": {"step": predictor.step, "sha256": predictor.meta["sha256"]},
+        "checkpoint": {"steps": list(predictor.steps), "weights": list(predictor.weights)},
         "dataset": {key: split.facts[key] for key in ("name", "fingerprint")},
         "split": split_name,
         **metrics.score(split.labels, probabilities),
         "intervals": intervals(split.labels, probabilities, split.patients),
     }
+    if calibration := predictor.calibration:
+        refused = np.asarray([answer.decision == REFUSED for answer in answers])
+        measured["calibration"] = {
+            "temperature": calibration.temperature,
+            "bias": list(calibration.bias),
+            "confidence": calibration.confidence,
+            "thresholds": dict(calibration.operating_points),
+            "before": {name: metrics.score(split.labels, uncalibrated)[name] for name in metrics.LOSSES},
+        }
+        figures, their_intervals = estimate(
+            lambda weights: decisions.measure(
+                split.labels,
+                probabilities,
+                refused,
+                calibration.confidence,
+                calibration.operating_points,
+                prevalence,
+                weights,
+            ),
+            split.patients,
+        )
+        measured["decisions"] = {"prevalence": prevalence, **figures, "intervals": their_intervals}
     if split.masks is not None:
         measured["pointing_game"] = pointing_game(heatmaps, blank, split.masks, split.labels)
 
@@ -64,12 +95,15 @@ def write(
             for name, patient, label, row in zip(split.names, split.patients, split.labels, probabilities, strict=True):
                 writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
 
+    confidence = calibration.confidence if calibration else None
+    shown = {"before calibration": uncalibrated, "after": probabilities} if calibration else {"": probabilities}
     parts: dict[str, Callable[[Path], Any]] = {
         "predictions.csv": predictions,
         "confusion_matrix.png": lambda path: plots.confusion_matrix(measured, path),
         "roc.png": lambda path: plots.roc_curves(split.labels, probabilities, path),
         "precision_recall.png": lambda path: plots.precision_recall_curves(split.labels, probabilities, path),
-        "reliability.png": lambda path: plots.reliability_diagram(split.labels, probabilities, path),
+        "reliability.png": lambda path: plots.reliability_diagrams(split.labels, shown, path),
+        "risk_coverage.png": lambda path: plots.risk_coverage_curve(split.labels, probabilities, confidence, path),
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }

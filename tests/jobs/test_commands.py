@@ -20,7 +20,7 @@ from model.predictor import Predictor
 from tests.conftest import jpeg
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview", "scaling", "compare")
+COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview", "scaling", "calibrate", "compare")
 
 CONFIG = """
 from configs import base
@@ -134,7 +134,15 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
         job("evaluate", "--checkpoint", run, "--split", "test", "--data_dir", phantom_data, "--out", tmp_path / "out")
     )
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    plots = ("confusion_matrix", "roc", "precision_recall", "reliability", "class_distribution", "heatmaps")
+    plots = (
+        "confusion_matrix",
+        "roc",
+        "precision_recall",
+        "reliability",
+        "class_distribution",
+        "heatmaps",
+        "risk_coverage",
+    )
     assert written == {"metrics.json", "predictions.csv", *(f"{name}.png" for name in plots)}
     for name in plots:
         assert str(tmp_path / "out" / f"{name}.png") in out
@@ -166,13 +174,69 @@ def test_a_bundle_is_slim_whole_and_attributed(run, bundle):
     assert not (bundle / str(best.step) / "train").exists()
 
 
-def test_a_bundle_of_a_bundle_and_its_calibration(run, bundle, tmp_path):
-    copied = tmp_path / "copied"
-    shutil.copytree(bundle, copied)
-    (copied / "calibration.json").write_text("{}")
-    for _ in range(2):  # the second replaces the first
-        done(job("bundle", "--checkpoint", copied, "--out", tmp_path / "again"))
-    assert (tmp_path / "again/calibration.json").read_text() == "{}"
+@pytest.fixture(scope="module")
+def calibrated(run, phantom_data, tmp_path_factory):
+    """A copy of the run with its calibration, and what the command said."""
+    copied = tmp_path_factory.mktemp("calibrated") / "run"
+    shutil.copytree(run, copied)
+    return copied, done(job("calibrate", "--checkpoint", copied, "--data_dir", phantom_data))
+
+
+def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, tmp_path):
+    directory, said = calibrated
+    assert f"written: {directory / 'calibration.json'}" in said and "screening: pneumonia from" in said
+    arguments = ("--checkpoint", directory, "--data_dir", phantom_data, "--split", "validation")
+    out = done(job("evaluate", *arguments, "--prevalence", "0.2", "--out", tmp_path))
+    assert "PPV and NPV at a prevalence of 20.0 %" in out
+    measured = json.loads((tmp_path / "metrics.json").read_text())
+    fitted = json.loads((directory / "calibration.json").read_text())
+    # Measured on what it was fitted on, it holds what it promises.
+    for name in ("log_loss", "brier", "ece", "ece_equal_mass"):
+        assert measured["calibration"]["before"][name] == pytest.approx(fitted["facts"]["before"][name], abs=1e-6)
+        assert measured[name] == pytest.approx(fitted["facts"]["after"][name], abs=1e-6)
+    assert measured["log_loss"] <= measured["calibration"]["before"]["log_loss"]
+    found = measured["decisions"]
+    assert found["operating_points"]["screening"]["sensitivity"] >= 0.98
+    assert found["operating_points"]["specific"]["specificity"] >= 0.95
+    assert found["intervals"]["operating_points"]["screening"]["sensitivity"][1] <= 1
+    assert fitted["steps"] == measured["checkpoint"]["steps"] == list(Predictor.open(directory).steps)
+    assert (tmp_path / "risk_coverage.png").exists()
+
+
+def test_a_bundle_takes_the_calibration_along(calibrated, tmp_path):
+    directory, _ = calibrated
+    for dtype in ("float32", "bfloat16"):  # the second replaces the first
+        done(job("bundle", "--checkpoint", directory, "--out", tmp_path / "bundle", "--dtype", dtype))
+        bundled, run = Predictor.open(tmp_path / "bundle"), Predictor.open(directory)
+        assert bundled.calibration.temperature == run.calibration.temperature
+        assert (bundled.weights == run.weights) == (dtype == "float32")
+    done(job("bundle", "--checkpoint", tmp_path / "bundle", "--out", tmp_path / "again"))
+    assert Predictor.open(tmp_path / "again").calibration.temperature == run.calibration.temperature
+
+
+def test_several_make_an_ensemble_that_is_calibrated_as_one(run, bundle, phantom_data, tmp_path):
+    out = tmp_path / "ensemble"
+    said = done(job("bundle", "--checkpoint", run, "--checkpoint", bundle, "--out", out))
+    assert f"not calibrated; next: python jobs/calibrate.py --checkpoint {out}" in said
+    done(job("calibrate", "--checkpoint", out, "--data_dir", phantom_data, "--prior", "0.6,0.25,0.15"))
+    predictor = Predictor.open(out)
+    assert len(predictor.members) == len(predictor.calibration.outliers.members) == 2
+    assert predictor.calibration.bias[0] > predictor.calibration.bias[2]
+    assert {path.name for path in out.iterdir()} == {"member-1", "member-2", "ATTRIBUTION.md", "calibration.json"}
+
+
+@pytest.mark.parametrize("prior", ["a,b,c", "0.5,0.4,0.3"])
+def test_a_prior_is_three_shares(run, phantom_data, prior):
+    result = job("calibrate", "--checkpoint", run, "--data_dir", phantom_data, "--prior", prior)
+    assert result.returncode == 2 and f"--prior={prior}: " in result.stderr and "Traceback" not in result.stderr
+    assert not (run / "calibration.json").exists()
+
+
+def test_films_of_other_data_calibrate_nothing(run, tmp_path):
+    done(job("prepare", "--source", "phantom", "--data_dir", tmp_path))
+    result = job("calibrate", "--checkpoint", run, "--data_dir", tmp_path)
+    assert result.returncode == 1 and "holds another phantom than" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_bundle_replaces_nothing_that_is_not_one(run, tmp_path):

@@ -74,6 +74,7 @@ def test_a_second_signal_ends_it_at_once(start, tmp_path):
     assert not (tmp_path / "run" / "1").exists()  # it was compiling
 
 
+@pytest.mark.slow
 def test_streamed_runs_stop_and_go_on_and_leave_no_process_behind(start, straight, tmp_path):
     workdir = tmp_path / "streamed"
     (trainer,) = start(workdir, "--config.data.resident=false")
@@ -100,7 +101,8 @@ def test_streamed_runs_stop_and_go_on_and_leave_no_process_behind(start, straigh
     assert_same_run(workdir, straight)
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(1, 8), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 8), (2, 1)])
 def test_going_on_with_other_devices_and_processes(start, straight, tmp_path, processes, devices):
     workdir = tmp_path / "moved"
     (trainer,) = start(workdir, devices=4)

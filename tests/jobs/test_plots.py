@@ -27,7 +27,10 @@ DRAWINGS = {
     "confusion_matrix": lambda path: plots.confusion_matrix(metrics.score(LABELS, PROBABILITIES), path),
     "roc": lambda path: plots.roc_curves(LABELS, PROBABILITIES, path),
     "precision_recall": lambda path: plots.precision_recall_curves(LABELS, PROBABILITIES, path),
-    "reliability": lambda path: plots.reliability_diagram(LABELS, PROBABILITIES, path),
+    "reliability": lambda path: plots.reliability_diagrams(
+        LABELS, {"before": PROBABILITIES, "after": PROBABILITIES}, path
+    ),
+    "risk_coverage": lambda path: plots.risk_coverage_curve(LABELS, PROBABILITIES, 0.5, path),
     "class_distribution": lambda path: plots.class_distribution({"train": LABELS, "test": LABELS[:7]}, path),
     "heatmaps": lambda path: plots.heatmap_grid([CASE] * 5, path),
     "learning_curves": lambda path: plots.learning_curves(HISTORY, 3, path),
@@ -36,7 +39,8 @@ WORDS = {
     "confusion_matrix": ["Confusion matrix, 60 films", "labelled", "viral"],
     "roc": ["ROC, 60 films", "normal, AUROC 0.9", "pneumonia, AUROC 0.9"],
     "precision_recall": ["viral, average precision 0.", "recall (sensitivity)"],
-    "reliability": ["Reliability, 60 films, ECE ", "confidence in the most probable class"],
+    "reliability": ["Reliability, 60 films", "before: ECE ", "after: ECE ", "confidence in the most probable class"],
+    "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: "],
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
     "learning_curves": ["5 epochs", "best, epoch 3", "validation"],
@@ -77,7 +81,7 @@ def test_absent_classes(kept, tmp_path, words):
             "confusion_matrix": lambda p: plots.confusion_matrix(metrics.score(LABELS[few], PROBABILITIES[few]), p),
             "roc": lambda p: plots.roc_curves(LABELS[few], PROBABILITIES[few], p),
             "precision_recall": lambda p: plots.precision_recall_curves(LABELS[few], PROBABILITIES[few], p),
-            "reliability": lambda p: plots.reliability_diagram(LABELS[few], PROBABILITIES[few], p),
+            "reliability": lambda p: plots.reliability_diagrams(LABELS[few], {"": PROBABILITIES[few]}, p),
         }[name]
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000

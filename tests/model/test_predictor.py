@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from model import checkpoint, gradcam
+from model.calibration import Calibration
+from model.outliers import Member, Outliers, thumbnails
 from model.predictor import Prediction, Predictor
 from model.preprocess import to_input
 from model.registry import build
@@ -56,7 +58,7 @@ def test_probabilities_are_the_networks(opened):
     assert [answer.decision for answer in answers] == [
         ("normal", "bacterial", "viral")[index] for index in np.asarray(expected).argmax(axis=1)
     ]
-    assert answers[0].heatmaps is None and predictor.step == 5
+    assert answers[0].heatmaps is None and predictor.steps == (5,)
 
 
 def test_alone_and_in_a_batch_alike(opened):
@@ -96,7 +98,8 @@ def test_other_shapes_and_types_are_named(opened, films, message):
 def test_another_order_of_classes_is_refused(tmp_path):
     save(tmp_path, classes=["bacterial", "normal", "viral"])
     with pytest.raises(
-        checkpoint.CheckpointError, match="classes are .'bacterial', 'normal', 'viral'.; these programs"
+        checkpoint.CheckpointError,
+        match="classes are .'bacterial', 'normal', 'viral'.; needed: .'normal', 'bacterial', 'viral'.",
     ):
         Predictor.open(tmp_path)
 
@@ -176,7 +179,7 @@ def by_hand(variables, films):
 
 
 def test_the_best_step_of_a_run_answers(run, vivid_predictor):
-    assert vivid_predictor.step == 10 and vivid_predictor.meta["epoch"] == 1
+    assert vivid_predictor.steps == (10,) and vivid_predictor.meta["epoch"] == 1
     answers = list(vivid_predictor.predict(VARIED))
     assert len(answers) == 40
     expected = by_hand(run[1], VARIED)
@@ -209,10 +212,10 @@ def test_neighbours_and_padding_leave_no_trace(vivid_predictor):
 
 def test_two_shapes_are_compiled_in_all(run):
     predictor = Predictor.open(run[0])
-    before = Predictor._answer._cache_size()
+    before = Predictor._ask._cache_size()
     for count in (1, 40, 1, 2, 33):
         assert len(list(predictor.predict(VARIED[:count]))) == count
-    assert Predictor._answer._cache_size() - before == 2
+    assert Predictor._ask._cache_size() - before == 2
 
 
 @pytest.mark.parametrize("method", gradcam.METHODS)
@@ -274,21 +277,136 @@ def test_every_mismatch_of_an_architecture_is_listed(run):
     loaded = checkpoint.load(run[0])
     narrow = dataclasses.replace(loaded, meta=loaded.meta | {"options": {"widths": [4, 6], "blocks": [1, 1]}})
     with pytest.raises(checkpoint.CheckpointError) as error:
-        Predictor(narrow)
+        Predictor([narrow])
     text = str(error.value)
     assert text.startswith("the stored arrays do not fit: batch_stats/stage2/block1/norm1/mean is (8,), (6,) is needed")
     assert "params/head/dense/kernel is (8, 3), (6, 3) is needed" in text
     other = dataclasses.replace(loaded, meta=loaded.meta | {"options": {"widths": [4], "blocks": [1]}})
     with pytest.raises(checkpoint.CheckpointError, match="params/stage2/block1/conv1/kernel is not part of it"):
-        Predictor(other)
+        Predictor([other])
 
 
 def test_an_unknown_architecture_is_named(run):
     loaded = checkpoint.load(run[0])
     with pytest.raises(ValueError, match="unknown architecture 'vit'; known: cnn, resnet"):
-        Predictor(dataclasses.replace(loaded, meta=loaded.meta | {"architecture": "vit"}))
+        Predictor([dataclasses.replace(loaded, meta=loaded.meta | {"architecture": "vit"})])
 
 
 def test_nothing_to_open_says_how_to_train(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="train one: python jobs/train.py --config configs/cnn.py"):
         Predictor.open(tmp_path / "absent")
+
+
+# What was fitted beside the vivid model: hotter, biased, and a Gaussian around nothing in particular.
+def calibration(predictor, **change):
+    raw = next(raw for _, raw in predictor.ask(VARIED[:32]))
+    (features,) = raw.features
+    member = Member(np.eye(8), np.tile(features.mean(axis=0, dtype=float), (3, 1)))
+    mean_film = thumbnails(VARIED).mean(axis=0)
+    fitted = Calibration(
+        weights=predictor.weights,
+        steps=predictor.steps,
+        temperature=2.0,
+        bias=(0.3, -0.1, -0.2),
+        confidence=0.0,
+        operating_points={"balanced": 0.5},
+        outliers=Outliers((member,), 1e9, mean_film / mean_film.std()),
+        facts={},
+    )
+    return dataclasses.replace(fitted, **change)
+
+
+@pytest.fixture
+def beside(run, vivid_predictor):
+    """Opens the run with a calibration beside it."""
+
+    def open_with(**change):
+        (run[0] / "calibration.json").write_text(calibration(vivid_predictor, **change).to_text())
+        return Predictor.open(run[0])
+
+    yield open_with
+    (run[0] / "calibration.json").unlink()
+
+
+def test_what_was_fitted_is_applied(run, beside):
+    predictor = beside()
+    logits = np.log(by_hand(run[1], VARIED)) / 2 + np.array([0.3, -0.1, -0.2])
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    answers = list(predictor.predict(VARIED))
+    np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-4)
+    plain = Predictor.open(run[0], calibrated=False)
+    np.testing.assert_allclose(next(plain.predict(VARIED[:1])).probabilities, by_hand(run[1], VARIED)[0], atol=1e-4)
+
+
+def test_below_the_confidence_a_decision_is_uncertain(run, beside):
+    predictor = beside(confidence=0.45)
+    answers = list(predictor.predict(VARIED))
+    tops = np.array([answer.probabilities.max() for answer in answers])
+    assert 0 < (tops < 0.45).sum() < 40
+    assert [answer.decision == "uncertain" for answer in answers] == (tops < 0.45).tolist()
+
+
+def test_what_is_not_like_the_training_films_is_refused_with_its_numbers(vivid_predictor, beside):
+    fitted = calibration(vivid_predictor).outliers
+    features = [raw.features[0] for _, raw in vivid_predictor.ask(VARIED)]
+    distances = fitted.distances([np.concatenate(features)])
+    middle = float(np.median(distances))
+    predictor = beside(outliers=dataclasses.replace(fitted, threshold=middle))
+    answers = list(predictor.predict(VARIED))
+    # A film that looks turned or inverted says so instead.
+    assert all(answer.decision == "refused" for answer, far in zip(answers, distances > middle, strict=True) if far)
+    reason = "this is not like the chest films that the model learned from"
+    assert sum(answer.reason == reason for answer in answers) > 5
+    assert all(answer.probabilities is not None for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"temperature": 2.0', '"temperature": 3.0'), "does not match its digest: it is dam"),
+        (lambda text: text[:500], "cannot be read"),
+        (lambda text: "[1]", "does not match its digest"),
+    ],
+)
+def test_a_damaged_calibration_is_refused(run, beside, change, message):
+    beside()
+    path = run[0] / "calibration.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(checkpoint.CheckpointError, match=f"{message}.*fit it again: python jobs/calibrate.py"):
+        Predictor.open(run[0])
+
+
+def test_the_calibration_of_another_checkpoint_is_refused(beside):
+    with pytest.raises(checkpoint.CheckpointError, match=r"was fitted for other weights \(of step 7\); fit it again"):
+        beside(weights=("0" * 64,), steps=(7,))
+
+
+def test_an_ensemble_answers_with_the_mean(run, tmp_path):
+    other = jax.tree.map(lambda leaf: leaf * 1.1, run[1])
+    for number, variables in ((1, run[1]), (2, other), (10, run[1])):
+        with checkpoint.Writer(tmp_path / f"member-{number}") as writer:
+            writer.save(number, variables, META, score=0.5)
+    predictor = Predictor.open(tmp_path)
+    assert predictor.steps == (1, 2, 10)  # by number, not by name
+    expected = (2 * by_hand(run[1], VARIED) + by_hand(other, VARIED)) / 3
+    answers = list(predictor.predict(VARIED, "hirescam"))
+    np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-4)
+
+    module = build("cnn", META["options"])
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32, META["mean"], META["std"])
+    maps = [
+        gradcam.explain(module, variables, inputs, "hirescam", target="against_normal")[1].maps
+        for variables in (run[1], other, run[1])
+    ]
+    mean = np.mean(maps, axis=0)
+    peak = mean.max(axis=(2, 3), keepdims=True)
+    for index in range(2):
+        np.testing.assert_allclose(answers[index].heatmaps, (mean / np.where(peak > 0, peak, 1))[index], atol=1e-3)
+
+
+def test_members_of_different_data_are_no_ensemble(run, tmp_path):
+    for number, dataset in ((1, META["dataset"]), (2, META["dataset"] | {"fingerprint": "1" * 64})):
+        with checkpoint.Writer(tmp_path / f"member-{number}") as writer:
+            writer.save(number, run[1], META | {"dataset": dataset}, score=0.5)
+    with pytest.raises(checkpoint.CheckpointError, match="the checkpoint's dataset are .*1111.*; needed: .*0000"):
+        Predictor.open(tmp_path)

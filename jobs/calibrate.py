@@ -1,0 +1,126 @@
+"""Fits what turns a network's numbers into answers, and writes it beside the checkpoint as calibration.json.
+
+    python jobs/calibrate.py --checkpoint runs/cnn
+    python jobs/calibrate.py --checkpoint runs/cnn --prior 0.6,0.25,0.15
+
+On the validation films: the temperature that makes probabilities true, the operating points balanced, screening
+(sensitivity at least .98) and specific (specificity at least .95), and the confidence below which an answer is
+*uncertain*. On the training films: what films look like, so that anything else is refused. Every command that is given
+the checkpoint then uses it; a calibration of other weights is refused.
+
+With --prior a bias a class is fitted as well, for a place where the classes are as common as stated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from rich.progress import track
+
+from jobs import JobError, UsageError, run, whole
+from jobs.datasets import films
+from jobs.evaluation import fit, metrics
+from model.calibration import FILE, Calibration, rescale
+from model.checkpoint import CheckpointError
+from model.labels import CLASSES
+from model.predictor import BATCH_SIZE, Predictor
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
+_DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
+_PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral films, such as 0.6,0.25,0.15.")
+
+SHOWN = ("log_loss", "brier", "ece", "ece_equal_mass")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    calibrate(Path(_CHECKPOINT.value), Path(_DATA_DIR.value), _prior(_PRIOR.value))
+
+
+def _prior(words: list[str] | None) -> tuple[float, ...] | None:
+    if words is None:
+        return None
+    try:
+        shares = tuple(float(word) for word in words)
+    except ValueError as error:
+        raise UsageError(f"--prior={','.join(words)}: {error}; give three shares, such as 0.6,0.25,0.15") from error
+    if len(shares) != len(CLASSES) or min(shares) <= 0 or not np.isclose(sum(shares), 1, atol=1e-3):
+        raise UsageError(
+            f"--prior={','.join(words)}: {len(CLASSES)} shares above 0 and of sum 1 are needed, of {', '.join(CLASSES)}"
+        )
+    return shares
+
+
+def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) -> Calibration:
+    """Fits, writes calibration.json into `directory`, and prints what changed.
+
+    Raises:
+      JobError: the data are not those that the checkpoint was trained on, or lack a class.
+    """
+    predictor = Predictor.open(directory, calibrated=False)
+    dataset = predictor.meta["dataset"]
+    train, validation = (films.read(data_dir, dataset["name"], split) for split in ("train", "validation"))
+    if train.facts["fingerprint"] != dataset["fingerprint"]:
+        raise JobError(
+            f"{data_dir} holds another {dataset['name']} than {directory} was trained on: films it has seen would pass "
+            "for new ones; give the --data_dir it was trained from"
+        )
+    for split in (train, validation):
+        if missing := set(range(len(CLASSES))) - set(split.labels.tolist()):
+            raise JobError(f"no film is {' or '.join(CLASSES[label] for label in missing)}; every class is needed")
+    seen, held_out = _ask(predictor, train, "training films"), _ask(predictor, validation, "validation films")
+    labels, before = validation.labels, held_out[0]
+    temperature, bias = fit.temperature(labels, before, prior)
+    after = rescale(before, temperature, bias)
+    losses = {
+        when: {name: metrics.score(labels, probabilities)[name] for name in SHOWN}
+        for when, probabilities in (("before", before), ("after", after))
+    }
+    calibration = Calibration(
+        weights=predictor.weights,
+        steps=predictor.steps,
+        temperature=temperature,
+        bias=bias,
+        confidence=fit.confidence(after),
+        operating_points=fit.operating_points(labels, after),
+        outliers=fit.outliers(train.labels, train.images, seen[1], held_out[1]),
+        facts={
+            "dataset": {key: dataset[key] for key in ("name", "fingerprint")},
+            "split": "validation",
+            "films": len(labels),
+            "prior": prior,
+            **losses,
+        },
+    )
+    with whole(directory / FILE) as path:
+        path.write_text(calibration.to_text())
+    print(table(calibration))
+    print(f"written: {directory / FILE}")
+    return calibration
+
+
+def _ask(predictor: Predictor, split: films.Split, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The probabilities (N, 3), and the pooled features (N, C) of each member."""
+    batches = -(-len(split.labels) // BATCH_SIZE)
+    asked = [raw for _, raw in track(predictor.ask(split.images), what, total=batches, transient=True)]
+    probabilities = np.concatenate([raw.probabilities for raw in asked]).astype(float)
+    features = zip(*(raw.features for raw in asked), strict=True)
+    return probabilities, [np.concatenate(of_member) for of_member in features]
+
+
+def table(calibration: Calibration) -> str:
+    """What was fitted, for a terminal."""
+    bias = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))
+    lines = [f"temperature {calibration.temperature:.3f}; bias {bias}", "", f"{'validation':>16}  before   after"]
+    before, after = calibration.facts["before"], calibration.facts["after"]
+    lines += [f"{name.replace('_', ' '):>16}  {before[name]:.4f}  {after[name]:.4f}" for name in SHOWN]
+    lines += ["", f"uncertain below a top probability of {calibration.confidence:.3f}"]
+    for name, threshold in calibration.operating_points.items():
+        lines.append(f"{name}: pneumonia from a probability of {threshold:.4f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError)

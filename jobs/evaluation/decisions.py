@@ -1,0 +1,106 @@
+"""What comes of the probabilities: operating points, films left undecided, films refused. Weighted as `metrics.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jobs.evaluation.metrics import LOSSES, by_value, line, ratio
+from model.labels import NORMAL
+
+
+def operating_point(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float, prevalence: float | None, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Pneumonia called from a probability of `threshold`: (B,) sensitivity, specificity, PPV and NPV.
+
+    The predictive values are those at `prevalence`, by Bayes' theorem (Altman and Bland 1994); None: that of the films.
+    """
+    ill, called = labels != NORMAL, 1 - probabilities[:, NORMAL] >= threshold
+    sensitivity = ratio(weights @ (ill & called), weights @ ill)
+    specificity = ratio(weights @ (~ill & ~called), weights @ ~ill)
+    share = ratio(weights @ ill, weights.sum(axis=1)) if prevalence is None else np.full(len(weights), prevalence)
+    hits, misses = sensitivity * share, (1 - sensitivity) * share
+    cleared, alarms = specificity * (1 - share), (1 - specificity) * (1 - share)
+    return {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": ratio(hits, hits + alarms),
+        "npv": ratio(cleared, cleared + misses),
+    }
+
+
+def selective(
+    labels: np.ndarray, probabilities: np.ndarray, confidence: float, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Films below a top probability of `confidence` left undecided (El-Yaniv and Wiener 2010, section 2).
+
+    Returns:
+      (B,) coverage, the share that is decided; accuracy of those; and the area under the risk-coverage curve, the mean
+      share of wrong ones over all confidences (Geifman et al. 2019, section 2), which is 0 at best.
+    """
+    right, top = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1)
+    decided = top >= confidence
+    _, risk, mass = _risk_coverage(right, top, weights)
+    return {
+        "coverage": ratio(weights @ decided, weights.sum(axis=1)),
+        "accuracy": ratio(weights @ (decided & right), weights @ decided),
+        "risk_coverage_area": ratio((mass * risk).sum(axis=1), mass.sum(axis=1)),
+    }
+
+
+def _risk_coverage(
+    right: np.ndarray, top: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(B, confidences) coverage, risk and weight from the most confident films on."""
+    wrong, kept = by_value(~right, -top, weights)
+    mass = wrong + kept
+    decided = np.cumsum(mass, axis=1)
+    risk = np.divide(np.cumsum(wrong, axis=1), decided, out=np.zeros_like(decided), where=decided > 0)
+    return decided / decided[:, -1:], risk, mass
+
+
+def risk_coverage(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage and risk, each one a confidence, from the most confident films on."""
+    right = probabilities.argmax(axis=1) == labels
+    coverage, risk, _ = _risk_coverage(right, probabilities.max(axis=1), np.ones((1, len(labels))))
+    return coverage[0], risk[0]
+
+
+def measure(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    refused: np.ndarray,
+    confidence: float,
+    operating_points: Mapping[str, float],
+    prevalence: float | None,
+    weights: np.ndarray,
+) -> dict[str, Any]:
+    """All of it: (B,) figures, nested."""
+    return {
+        "refused": ratio(weights @ refused, weights.sum(axis=1)),
+        "abstention": selective(labels, probabilities, confidence, weights),
+        "operating_points": {
+            name: operating_point(labels, probabilities, threshold, prevalence, weights)
+            for name, threshold in operating_points.items()
+        },
+    }
+
+
+def table(measured: Mapping[str, Any]) -> str:
+    """What `report.write` measured of the decisions, for a terminal."""
+    found, intervals, fitted = measured["decisions"], measured["decisions"]["intervals"], measured["calibration"]
+    before = ", ".join(f"{name.replace('_', ' ')} {fitted['before'][name]:.4f}" for name in LOSSES)
+    lines = [f"calibrated with temperature {fitted['temperature']:.3f}; before: {before}"]
+    lines.append(line("refused", found["refused"], intervals["refused"]))
+    lines += ["", f"uncertain below {fitted['confidence']:.3f}"]
+    for name, value in found["abstention"].items():
+        lines.append(line(name.replace("_", " "), value, intervals["abstention"][name], loss=name.endswith("area")))
+    prevalence = found["prevalence"]
+    of = "of these films" if prevalence is None else f"of {100 * prevalence:.1f} %"
+    for name, figures in found["operating_points"].items():
+        lines += ["", f"{name}: pneumonia from {fitted['thresholds'][name]:.4f}; PPV and NPV at a prevalence {of}"]
+        lines += [line(key, value, intervals["operating_points"][name][key]) for key, value in figures.items()]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""Fits what `model/calibration.py` holds: on validation films, and what films look like on training ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize
+from sklearn.covariance import LedoitWolf
+
+from jobs import JobError
+from model.calibration import SMALLEST, rescale
+from model.labels import CLASSES, NORMAL
+from model.outliers import Member, Outliers, thumbnails
+
+COVERAGE = 0.9  # share of the validation films that are decided; the least sure of the others are *uncertain*
+FALSE_REFUSALS = 0.01  # share of the validation films that are called unlike the training films
+SENSITIVITY, SPECIFICITY = 0.98, 0.95  # at least, of the operating points `screening` and `specific`
+COMPONENTS = 128  # of the features that the Gaussians are fitted to, at most
+
+
+def temperature(
+    labels: np.ndarray, probabilities: np.ndarray, prior: Sequence[float] | None = None
+) -> tuple[float, tuple[float, float, float]]:
+    """The temperature, and with a prior the bias, that make the log loss least (Guo et al. 2017, section 4.2).
+
+    Args:
+      labels: (N,) int, with every class.
+      probabilities: (N, 3), uncalibrated.
+      prior: shares of the classes where the model will be used. Films then count as often as their class is there, and
+        a bias a class is fitted, too; without one, it is zero.
+
+    Returns:
+      (temperature, bias); the bias sums to zero.
+    """
+    counts = np.bincount(labels, minlength=len(CLASSES))
+    weights = np.ones(len(labels)) if prior is None else (np.asarray(prior) / counts)[labels]
+    weights = weights / weights.sum()
+
+    def unpack(parameters: np.ndarray) -> tuple[float, tuple[float, float, float]]:
+        bias = np.zeros(len(CLASSES))
+        bias[1:] = parameters[1:] if prior is not None else 0
+        bias -= bias.mean()
+        return float(np.exp(parameters[0])), (float(bias[0]), float(bias[1]), float(bias[2]))
+
+    def loss(parameters: np.ndarray) -> float:
+        scaled = rescale(probabilities, *unpack(parameters))
+        return -float(weights @ np.log(np.maximum(scaled[np.arange(len(labels)), labels], SMALLEST)))
+
+    # The loss is convex in (1 / temperature, bias), so what is found is the minimum.
+    found = optimize.minimize(loss, np.zeros(1 if prior is None else len(CLASSES)), method="Nelder-Mead", tol=1e-8)
+    return unpack(found.x)
+
+
+def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """By name, the probability of pneumonia from which a film is called pneumonia.
+
+    `balanced` has the largest sum of sensitivity and specificity (Youden 1950), `screening` the highest threshold with
+    a sensitivity of at least SENSITIVITY, `specific` the lowest with a specificity of at least SPECIFICITY.
+
+    Raises:
+      JobError: without normal films or without others there is nothing to choose by.
+    """
+    pneumonia = 1 - probabilities[:, NORMAL]
+    ill, well = np.sort(pneumonia[labels != NORMAL]), np.sort(pneumonia[labels == NORMAL])
+    if not len(ill) or not len(well):
+        raise JobError(f"{len(well)} normal films and {len(ill)} of pneumonia: operating points need some of both")
+    values = np.unique(pneumonia)
+    # Halfway between films, or the last bit of a film's probability would decide about it.
+    candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
+    sensitivity = 1 - np.searchsorted(ill, candidates) / len(ill)
+    specificity = np.searchsorted(well, candidates) / len(well)
+    return {
+        "balanced": float(candidates[np.argmax(sensitivity + specificity)]),
+        "screening": float(candidates[sensitivity >= SENSITIVITY][-1]),
+        "specific": float(candidates[specificity >= SPECIFICITY][0]),
+    }
+
+
+def confidence(probabilities: np.ndarray) -> float:
+    """The top probability that COVERAGE of the films reach."""
+    return float(np.quantile(probabilities.max(axis=1), 1 - COVERAGE))
+
+
+def gaussians(labels: np.ndarray, features: np.ndarray) -> Member:
+    """One Gaussian a class with one covariance, shrunk (Lee et al. 2018, equation 1; Ledoit and Wolf 2004).
+
+    Args:
+      labels: (N,) int of the training films.
+      features: (N, C) pooled; their COMPONENTS largest principal components are what is fitted.
+    """
+    features = features.astype(float)
+    spread = np.cov(features, rowvar=False)
+    _, axes = np.linalg.eigh(spread)
+    kept = axes[:, ::-1][:, : min(COMPONENTS, features.shape[1])]  # (C, k)
+    components = features @ kept
+    centres = np.stack([components[labels == label].mean(axis=0) for label in range(len(CLASSES))])
+    covariance = LedoitWolf(assume_centered=True).fit(components - centres[labels]).covariance_
+    values, vectors = np.linalg.eigh(covariance)
+    whiten = (vectors / np.sqrt(np.maximum(values, values.max() * 1e-10))).T  # (k, k)
+    return Member(projection=whiten @ kept.T, centres=centres @ whiten.T)
+
+
+def outliers(
+    labels: np.ndarray,
+    images: np.ndarray,
+    features: Sequence[np.ndarray],
+    held_out_features: Sequence[np.ndarray],
+) -> Outliers:
+    """What tells a film from the training films.
+
+    Args:
+      labels: (N,) int of the training films.
+      images: (N, S, S) uint8, the training films.
+      features: of each member, (N, C).
+      held_out_features: of each member, (M, C) of the validation films, FALSE_REFUSALS of which lie beyond.
+    """
+    members = tuple(gaussians(labels, of_member) for of_member in features)
+    mean_film = thumbnails(images).mean(axis=0)
+    fitted = Outliers(members, 0.0, mean_film / mean_film.std())
+    distances = fitted.distances(held_out_features)
+    threshold = float(np.quantile(distances, 1 - FALSE_REFUSALS, method="higher"))
+    return Outliers(members, threshold, fitted.mean_film)

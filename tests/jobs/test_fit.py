@@ -1,0 +1,114 @@
+"""What is fitted after training: found where it is known, and the best where it can be searched."""
+
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf
+from sklearn.metrics import log_loss
+
+from jobs import JobError
+from jobs.evaluation import fit
+from model.calibration import rescale
+
+RANDOM = np.random.default_rng(0)
+
+
+def softmax(logits):
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def drawn(probabilities, random):
+    """A label of each film, drawn from its own probabilities."""
+    return (random.random((len(probabilities), 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+
+
+TRUE = softmax(RANDOM.normal(size=(20_000, 3)))
+LABELS = drawn(TRUE, RANDOM)
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
+def test_a_known_temperature_is_found(factor):
+    sharpened = rescale(TRUE, 1 / factor, np.zeros(3))
+    temperature, bias = fit.temperature(LABELS, sharpened)
+    assert temperature == pytest.approx(factor, rel=0.04) and bias == (0, 0, 0)
+    best = log_loss(LABELS, rescale(sharpened, temperature, bias))
+    for other in (0.98 * temperature, 1.02 * temperature):
+        assert log_loss(LABELS, rescale(sharpened, other, bias)) > best
+
+
+def test_a_stated_prior_is_met():
+    # Where the classes are as common as here, nothing is to be changed; elsewhere Bayes' theorem says how much.
+    shares = np.bincount(LABELS) / len(LABELS)
+    temperature, bias = fit.temperature(LABELS, TRUE, tuple(shares))
+    np.testing.assert_allclose([temperature, *bias], [1, 0, 0, 0], atol=0.06)
+    prior = np.array([0.7, 0.2, 0.1])
+    temperature, bias = fit.temperature(LABELS, TRUE, tuple(prior))
+    expected = np.log(prior / shares)
+    np.testing.assert_allclose(bias, expected - expected.mean(), atol=0.06)
+    assert temperature == pytest.approx(1, rel=0.05) and sum(bias) == pytest.approx(0)
+
+
+def test_the_operating_points_hold_what_they_promise():
+    points = fit.operating_points(LABELS, TRUE)
+    ill, pneumonia = LABELS != 0, 1 - TRUE[:, 0]
+
+    def at(threshold):
+        called = pneumonia >= threshold
+        return called[ill].mean(), 1 - called[~ill].mean()
+
+    values = np.unique(pneumonia)
+    assert at(points["screening"])[0] >= 0.98 > at(values[np.searchsorted(values, points["screening"]) + 1])[0]
+    assert at(points["specific"])[1] >= 0.95 > at(values[np.searchsorted(values, points["specific"]) - 1])[1]
+    assert sum(at(points["balanced"])) == pytest.approx(max(sum(at(value)) for value in values[::20]), abs=2e-3)
+    for threshold in points.values():  # never at a film
+        assert np.abs(values - threshold).min() > 0
+
+
+def test_operating_points_by_hand():
+    probabilities = np.array([[0.9, 0.05, 0.05], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.8, 0.1, 0.1]])
+    points = fit.operating_points(np.array([0, 0, 1, 2, 1]), probabilities)
+    # Pneumonia: well .1 and .3, ill .2, .6 and .8.
+    assert points == pytest.approx({"balanced": 0.45, "screening": 0.15, "specific": 0.45})
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_operating_points_need_both_kinds(label):
+    with pytest.raises(JobError, match="normal films and .* of pneumonia: operating points need some of both"):
+        fit.operating_points(np.full(5, label), TRUE[:5])
+
+
+def test_a_tenth_is_left_undecided():
+    threshold = fit.confidence(TRUE)
+    assert (TRUE.max(axis=1) >= threshold).mean() == pytest.approx(0.9, abs=1e-3)
+
+
+def test_the_gaussians_whiten_what_is_within_the_classes():
+    random = np.random.default_rng(2)
+    labels = np.repeat([0, 1, 2], 3000)
+    mixing = random.normal(size=(6, 6))
+    features = random.normal(size=(9000, 6)) @ mixing + 10 * random.normal(size=(3, 6))[labels]
+    member = fit.gaussians(labels, features)
+    centres = np.stack([features[labels == label].mean(axis=0) for label in range(3)])
+    np.testing.assert_allclose(member.centres, centres @ member.projection.T, rtol=1e-6)
+    covariance, _ = ledoit_wolf(features - centres[labels], assume_centered=True)
+    np.testing.assert_allclose(member.projection.T @ member.projection, np.linalg.inv(covariance), rtol=1e-6)
+    assert member.distances(features).mean() == pytest.approx(1, rel=0.05)
+
+
+def test_the_largest_components_are_what_is_fitted(monkeypatch):
+    monkeypatch.setattr(fit, "COMPONENTS", 2)
+    random = np.random.default_rng(3)
+    features = random.normal(size=(900, 4)) * [10, 5, 0.1, 0.1]
+    member = fit.gaussians(np.repeat([0, 1, 2], 300), features)
+    assert member.projection.shape == (2, 4)
+    assert np.abs(member.projection[:, 2:]).max() < 0.05 * np.abs(member.projection[:, :2]).max()
+
+
+def test_one_in_a_hundred_held_out_films_lies_beyond():
+    random = np.random.default_rng(4)
+    labels = np.repeat([0, 1, 2], 100)
+    images = random.integers(0, 255, (300, 32, 32), np.uint8)
+    features, held_out = [random.normal(size=(300, 5))], [random.normal(size=(1000, 5))]
+    fitted = fit.outliers(labels, images, features, held_out)
+    assert (fitted.distances(held_out) > fitted.threshold).mean() == pytest.approx(0.01, abs=0.0011)
+    assert fitted.mean_film.std() == pytest.approx(1)

@@ -1,0 +1,127 @@
+"""What is refused as no chest film, and how it is told."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.distance import mahalanobis
+
+from model import outliers, preprocess
+from model.outliers import Member, Outliers, objection
+
+
+def decoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return preprocess.decode(buffer.getvalue())
+
+
+GRAY = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1)))
+
+
+def tinted(amount):
+    """A gray film photographed under light that adds `amount` to red."""
+    pixels = np.stack([np.asarray(GRAY)] * 3, axis=2).astype(int)
+    pixels[..., 0] += amount
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "CMYK"])
+def test_a_gray_film_is_gray_in_any_mode(mode):
+    buffer = io.BytesIO()
+    GRAY.convert(mode).save(buffer, "TIFF")
+    film = preprocess.decode(buffer.getvalue())
+    assert film.chroma < 1
+    assert objection(film) is None
+
+
+@pytest.mark.parametrize(("amount", "refused"), [(0, False), (20, False), (30, True)])
+def test_colour_is_refused_but_a_tint_is_not(amount, refused):
+    film = decoded(tinted(amount))
+    assert film.chroma == pytest.approx(amount, abs=1)
+    assert (objection(film) == "this is a colour picture; X-ray films are gray") == refused
+
+
+@pytest.mark.parametrize(("size", "refused"), [((400, 100), False), ((401, 100), True), ((100, 420), True)])
+def test_an_extreme_aspect_is_refused(size, refused):
+    reason = objection(decoded(GRAY.resize(size)))
+    assert (reason is not None) == refused
+    if refused:
+        assert "times as long as wide; a chest film is at most 4 times" in reason
+
+
+def test_a_blank_picture_is_refused():
+    pixels = np.full((100, 100), 90, np.uint8)
+    pixels[:1, :50] = 255  # a speck of light on half a percent of it
+    assert (
+        objection(decoded(Image.fromarray(pixels))) == "the picture is blank, or nearly so; nothing can be seen on it"
+    )
+    pixels[:50] += 16
+    assert objection(decoded(Image.fromarray(pixels))) is None
+
+
+def test_thumbnails_are_means_of_blocks():
+    images = np.random.default_rng(0).integers(0, 255, (3, 64, 64), np.uint8)
+    blocks = images.reshape(3, 16, 4, 16, 4).mean(axis=(2, 4))
+    expected = (blocks - blocks.mean(axis=(1, 2), keepdims=True)) / blocks.std(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(outliers.thumbnails(images), expected, atol=1e-12)
+
+
+def test_distances_are_mahalanobis_to_the_nearest_class():
+    random = np.random.default_rng(0)
+    mixing = random.normal(size=(5, 5))
+    covariance = mixing @ mixing.T
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+    centres, features = random.normal(size=(3, 5)), random.normal(size=(7, 5)) * 3
+    found = Member(whiten, centres @ whiten.T).distances(features)
+    inverse = np.linalg.inv(covariance)
+    expected = [min(mahalanobis(film, centre, inverse) for centre in centres) ** 2 / 5 for film in features]
+    np.testing.assert_allclose(found, expected)
+
+
+def film_like(random):
+    """A bright spine between dark lungs, darker below than above, and noise."""
+    y, x = np.mgrid[0:64, 0:64] / 63
+    spine = np.exp(-(((x - 0.5) / 0.12) ** 2)) + 0.4 * np.exp(-(((x - 0.1) / 0.1) ** 2))
+    return np.clip(255 * (0.2 + 0.6 * spine - 0.2 * y) + random.normal(0, 10, (64, 64)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    random = np.random.default_rng(1)
+    films = np.stack([film_like(random) for _ in range(20)])
+    mean = outliers.thumbnails(films).mean(axis=0)
+    member = Member(np.eye(2), np.zeros((3, 2)))
+    return Outliers((member, member), 4.0, mean / mean.std()), films
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda film: film, None),
+        (lambda film: 255 - film, "this looks like an inverted film; bones must be bright and lungs dark"),
+        (np.rot90, "this looks like a film that is turned; the head must be at the top"),
+        (lambda film: np.rot90(film, 2), "this looks like a film that is turned; the head must be at the top"),
+    ],
+)
+def test_inverted_and_turned_films_are_named(fitted, change, reason):
+    gate, films = fitted
+    changed = np.stack([change(film) for film in films])
+    assert gate.objections(changed, [np.zeros((20, 2))] * 2) == [reason] * 20
+
+
+def test_a_film_far_from_every_class_is_named(fitted):
+    gate, films = fitted
+    features = [np.array([[0.0, 2.0], [3.0, 3.0]]), np.array([[2.0, 2.0], [0.0, 0.0]])]  # distances 2, 9 and 4, 0
+    np.testing.assert_allclose(gate.distances(features), [3, 4.5])
+    reasons = gate.objections(films[:2], features)
+    assert reasons == [None, "this is not like the chest films that the model learned from"]
+
+
+def test_it_survives_json(fitted):
+    gate, _ = fitted
+    again = Outliers.from_json(gate.to_json())
+    np.testing.assert_allclose(again.mean_film, gate.mean_film, rtol=1e-6)
+    np.testing.assert_allclose(again.members[1].projection, np.eye(2))
+    assert again.threshold == 4.0 and len(again.members) == 2
