@@ -13,6 +13,7 @@ With --prior a bias a class is fitted as well, for a place where the classes are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from rich.progress import track
 from jobs import JobError, UsageError, run, whole
 from jobs.datasets import films
 from jobs.evaluation import fit, metrics
+from jobs.evaluation.intervals import estimate
 from model.calibration import FILE, Calibration, rescale
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
@@ -31,7 +33,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bund
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral films, such as 0.6,0.25,0.15.")
 
-SHOWN = ("log_loss", "brier", "ece", "ece_equal_mass")
+TOLD = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def main(arguments: list[str]) -> None:
@@ -75,7 +77,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     temperature, bias = fit.temperature(labels, before, prior)
     after = rescale(before, temperature, bias)
     losses = {
-        when: {name: metrics.score(labels, probabilities)[name] for name in SHOWN}
+        when: {name: metrics.score(labels, probabilities)[name] for name in metrics.LOSSES}
         for when, probabilities in (("before", before), ("after", after))
     }
     calibration = Calibration(
@@ -92,6 +94,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
             "films": len(labels),
             "prior": prior,
             **losses,
+            "figures": _figures(labels, after, validation.patients),
         },
     )
     with whole(directory / FILE) as path:
@@ -110,12 +113,20 @@ def _ask(predictor: Predictor, split: films.Split, what: str) -> tuple[np.ndarra
     return probabilities, [np.concatenate(of_member) for of_member in features]
 
 
+def _figures(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict[str, list[float]]:
+    """What a person is told of the model: by name the figure and its 95 % interval."""
+    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients)
+    told = {name: (values[name], bounds[name]) for name in TOLD}
+    told |= {f"binary_{name}": (values["binary"][name], bounds["binary"][name]) for name in ("accuracy", "auroc")}
+    return {name: [value, *interval] for name, (value, interval) in told.items() if value is not None}
+
+
 def table(calibration: Calibration) -> str:
     """What was fitted, for a terminal."""
     bias = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))
     lines = [f"temperature {calibration.temperature:.3f}; bias {bias}", "", f"{'validation':>16}  before   after"]
     before, after = calibration.facts["before"], calibration.facts["after"]
-    lines += [f"{name.replace('_', ' '):>16}  {before[name]:.4f}  {after[name]:.4f}" for name in SHOWN]
+    lines += [f"{name.replace('_', ' '):>16}  {before[name]:.4f}  {after[name]:.4f}" for name in metrics.LOSSES]
     lines += ["", f"uncertain below a top probability of {calibration.confidence:.3f}"]
     for name, threshold in calibration.operating_points.items():
         lines.append(f"{name}: pneumonia from a probability of {threshold:.4f}")

@@ -109,7 +109,7 @@ def _lay_out(predictor: Predictor) -> None:
                 )
                 opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the maps", elem_id="opacity")
             with gr.Accordion("What this is", open=False):
-                gr.Markdown(words.about(predictor.meta))
+                gr.Markdown(words.about(predictor))
 
     reading: dict[str, Any] = {
         "fn": functools.partial(read, predictor),
@@ -175,7 +175,7 @@ def show(predictor: Predictor, films: list[str], chosen: int, method: str, opaci
     path = films[chosen]
     prediction = ask(predictor, path, method)
     card = words.answer(Path(path).name, prediction) + words.notices(predictor.meta)
-    if prediction.probabilities is None:
+    if prediction.decision == REFUSED:
         return card, gr.Column(visible=False), []
     pixels = preprocess.decode(Path(path).read_bytes()).pixels
     return card, gr.Column(visible=True), gallery.items(pixels, prediction, opacity)

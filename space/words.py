@@ -11,7 +11,7 @@ from typing import Any
 
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
-from model.predictor import REFUSED, Prediction
+from model.predictor import REFUSED, UNCERTAIN, Prediction, Predictor
 from space.gallery import percent
 
 TITLE = """# Pneumoscope
@@ -21,15 +21,16 @@ DECISIONS = {
     "normal": "Normal",
     "bacterial": "Bacterial pneumonia",
     "viral": "Viral pneumonia",
+    UNCERTAIN: "Uncertain",
     REFUSED: "This film was not read",
 }
-FIGURES = {  # by their names in a checkpoint's meta
-    "val_accuracy": "{:.1%} of films get the right one of the three classes",
-    "val_balanced_accuracy": "{:.1%} if every class counts the same",
-    "val_binary_accuracy": "{:.1%} are told right as normal or pneumonia",
-    "val_binary_auroc": "{:.3f} AUROC of normal against pneumonia (0.5 is guessing, 1 is perfect)",
-    "val_macro_f1": "{:.3f} macro-F1 of the three classes",
-    "val_ece": "{:.3f} calibration error (0: of the answers given 80 %, 80 % are right)",
+FIGURES = {  # by their names in a checkpoint's meta, but for "val_"
+    "accuracy": "{} of films get the right one of the three classes",
+    "balanced_accuracy": "{} if every class counts the same",
+    "binary_accuracy": "{} are told right as normal or pneumonia",
+    "binary_auroc": "{} AUROC of normal against pneumonia (0.5 is guessing, 1 is perfect)",
+    "macro_f1": "{} macro-F1 of the three classes",
+    "ece": "{} calibration error (0: of the answers given 80 %, 80 % are right)",
 }
 _NOTICE = (
     "<p class='notice'><strong>Not a medical device: for education and research, never for diagnosis.</strong> "
@@ -43,6 +44,7 @@ _COMMANDS = """\
 python jobs/prepare.py --source FOLDER_OR_ARCHIVE --data_dir data
 python jobs/train.py --config configs/cnn.py --workdir runs/cnn
 python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint
+python jobs/calibrate.py --checkpoint space/checkpoint
 python space/app.py --checkpoint space/checkpoint"""
 
 
@@ -57,7 +59,9 @@ def answer(name: str, prediction: Prediction) -> str:
     lines = [f"<p class='file'>{html.escape(name)}</p><h2>{words}</h2>"]
     if prediction.reason:
         lines.append(f"<p>{html.escape(prediction.reason[0].upper() + prediction.reason[1:])}.</p>")
-    if prediction.probabilities is not None:
+    if prediction.decision == UNCERTAIN:
+        lines.append("<p>No class is probable enough to decide for it; the model leaves such films open.</p>")
+    if prediction.decision != REFUSED and prediction.probabilities is not None:
         lines.append("<table class='bars'><caption>Probabilities</caption>")
         for label, probability in zip(CLASSES, prediction.probabilities, strict=True):
             emphasis = " class='decided'" if label == prediction.decision else ""
@@ -75,7 +79,7 @@ def table(names: list[str], predictions: list[Prediction]) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("film", "decision", *CLASSES))
     rows = []
     for name, prediction in zip(names, predictions, strict=True):
-        numbers = prediction.probabilities
+        numbers = None if prediction.decision == REFUSED else prediction.probabilities
         shares = ["–"] * len(CLASSES) if numbers is None else [percent(number) for number in numbers]
         reason = f"<small>{html.escape(prediction.reason)}</small>" if prediction.reason else ""
         cells = "</td><td>".join([prediction.decision + reason, *shares])
@@ -87,31 +91,65 @@ def table(names: list[str], predictions: list[Prediction]) -> str:
     )
 
 
-def about(meta: dict[str, Any]) -> str:
+def about(predictor: Predictor) -> str:
     """Markdown of what a checkpoint says of itself."""
-    dataset, metrics, side = meta["dataset"], meta["metrics"], meta["image_size"]
-    shapes = [entry["shape"] for name, entry in meta["arrays"].items() if name.startswith("variables/params/")]
-    # A figure is None where it is not defined, such as AUROC where one class is absent.
-    known = [name for name in FIGURES if metrics.get(name) is not None]
-    figures = (
-        "\n".join(f"- {FIGURES[name].format(metrics[name])}" for name in known)
-        or "- not measured: it was stopped before its first epoch ended"
+    dataset = predictor.meta["dataset"]
+    parameters = sum(
+        math.prod(entry["shape"])
+        for meta in predictor.metas
+        for name, entry in meta["arrays"].items()
+        if name.startswith("variables/params/")
+    )
+    networks = ", ".join(
+        f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
+        for meta in predictor.metas
+    )
+    what = "A neural network" if len(predictor.metas) == 1 else f"The mean of {len(predictor.metas)} neural networks"
+    refusals = (
+        "Pictures that are unlike the films it learned from are refused, but not all of them."
+        if predictor.calibration
+        else "Almost any picture gets an answer, also one that is no chest X-ray."
     )
     return f"""\
-**The model.** A neural network (`{meta["architecture"]}`, {sum(map(math.prod, shapes)):,} parameters) that sees films
-in gray, squashed to {side} x {side} pixels. Epoch {meta["epoch"]}, step {meta["step"]}.
+**The model.** {what}, {parameters:,} parameters, that see{"s" if len(predictor.metas) == 1 else ""} films in gray,
+squashed to a square: {networks}.
 
 **Trained on** `{dataset["name"]}` (from `{dataset["source"]}`), licence {dataset["license"]}. {dataset["citation"]}
 
 **How good it is** on films of that set that it was not trained on:
 
-{figures}
+{_figures(predictor)}
 
-Expect worse on films of other hospitals, machines and ages. Any picture gets an answer, also one that is no chest
-X-ray.
+Expect worse on films of other hospitals, machines and ages. {refusals}
 
 **The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
 map is not the most in another. Where the methods disagree, trust the maps less."""
+
+
+def _figures(predictor: Predictor) -> str:
+    """A line a figure: with intervals where the model is calibrated, else as they were when it was trained."""
+    if predictor.calibration:
+        found = predictor.calibration.facts["figures"]
+        lines = {name: _stated(name, *found[name]) for name in FIGURES if name in found}
+    else:
+        # A figure is None where it is not defined, such as AUROC where one class is absent.
+        metrics = predictor.meta["metrics"]
+        lines = {
+            name: _stated(name, metrics[f"val_{name}"]) for name in FIGURES if metrics.get(f"val_{name}") is not None
+        }
+    return (
+        "\n".join(f"- {FIGURES[name].format(stated)}" for name, stated in lines.items())
+        or "- not measured: it was stopped before its first epoch ended"
+    )
+
+
+def _stated(name: str, value: float, low: float | None = None, high: float | None = None) -> str:
+    """0.8126, 0.78, 0.84 -> "81.3 % (78.0 to 84.0)"; areas and errors stay as they are."""
+    share = name.endswith("accuracy")
+    words = f"{100 * value:.1f} %" if share else f"{value:.3f}"
+    if low is None or high is None:
+        return words
+    return words + (f" ({100 * low:.1f} to {100 * high:.1f})" if share else f" ({low:.3f} to {high:.3f})")
 
 
 def untrained(error: CheckpointError) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
@@ -58,18 +60,19 @@ def test_notices_stand_beside_every_answer_and_warn_of_phantoms(predictor):
 
 
 def test_about_says_that_nothing_was_measured(predictor):
-    assert "not measured: it was stopped before its first epoch ended" in words.about(predictor.meta | {"metrics": {}})
-    assert "not measured" not in words.about(predictor.meta)
+    unmeasured = types.SimpleNamespace(meta=predictor.meta | {"metrics": {}}, metas=predictor.metas, calibration=None)
+    assert "not measured: it was stopped before its first epoch ended" in words.about(unmeasured)
+    assert "not measured" not in words.about(predictor)
 
 
 def test_about_says_what_the_checkpoint_says(predictor):
-    text = words.about(predictor.meta)
+    text = words.about(predictor)
     convolutions = 9 * 1 * 4 + 2 * 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 4 * 8  # stem, two blocks, one shortcut
     norms = 2 * (4 + 4 + 4 + 8 + 8 + 8)
     assert f"{convolutions + norms + 8 * 3 + 3:,} parameters" in text
-    assert "32 x 32 pixels. Epoch 3, step 7." in text
+    assert "`cnn` at 32 x 32 pixels after 3 epochs." in text and "A neural network" in text
     assert "`chest_xray` (from `some_folder`), licence CC BY 4.0. A. Author: Films of Somewhere" in text
-    assert "- 81.2% of films" in text and "- 0.062 calibration error" in text
+    assert "- 81.2 % of films" in text and "- 0.062 calibration error" in text
     assert "AUROC" not in text  # not defined on this split
 
 
@@ -82,4 +85,26 @@ def test_untrained_gives_the_reason_and_the_way_out():
 
 @pytest.mark.parametrize("figure", words.FIGURES.values())
 def test_figures_are_sentences_with_a_number(figure):
-    assert figure.format(0.5).startswith(("50.0% ", "0.500 "))
+    assert figure.format("50.0 %").startswith("50.0 % ")
+
+
+def test_about_an_ensemble_that_is_calibrated_gives_intervals(predictor):
+    figures = {"accuracy": [0.81, 0.777, 0.8402], "binary_auroc": [0.99, 0.985, 0.995]}
+    ensemble = types.SimpleNamespace(
+        meta=predictor.meta,
+        metas=predictor.metas * 3,
+        calibration=types.SimpleNamespace(facts={"figures": figures}),
+    )
+    text = words.about(ensemble)
+    assert "The mean of 3 neural networks" in text and text.count("`cnn` at 32 x 32 pixels") == 3
+    assert "- 81.0 % (77.7 to 84.0) of films get the right one" in text
+    assert "- 0.990 (0.985 to 0.995) AUROC of normal against pneumonia" in text
+    assert "macro-F1" not in text and "are refused, but not all of them" in text
+
+
+def test_uncertain_is_explained_and_a_refusal_shows_no_numbers():
+    text = words.answer("film.png", Prediction("uncertain", np.array([0.4, 0.35, 0.25])))
+    assert "<h2>Uncertain</h2>" in text and "No class is probable enough" in text and "40.0 %" in text
+    unlike = Prediction(REFUSED, np.array([0.4, 0.35, 0.25]), reason="this is not like the chest films")
+    assert "40.0 %" not in words.answer("film.png", unlike) and "This is not like" in words.answer("film.png", unlike)
+    assert "40.0 %" not in words.table(["film.png"], [unlike])
