@@ -8,6 +8,11 @@ Every figure comes with its 95 % interval over 2,000 resamples of the patients. 
 measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities) and the
 plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and heatmaps as PNG.
 On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
+
+With --full, also: figures on shifted copies of the films (gamma, contrast, crop, blur, JPEG, rotation, brightness), on
+their border or centre alone, by file series, brightness and size; how many pictures that are no upright chest films
+are refused; and whether the heat maps name what the model uses, follow the film, and depend on the model (shifts.png,
+maps.png).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from absl import flags
 
 from jobs import run
 from jobs.datasets import films
-from jobs.evaluation import decisions, metrics, report
+from jobs.evaluation import decisions, examine, metrics, report
 from model import gradcam
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
@@ -30,6 +35,7 @@ _OUT = flags.DEFINE_string("out", None, "The folder for figures and plots.", req
 _PREVALENCE = flags.DEFINE_float(
     "prevalence", None, "Of pneumonia where PPV and NPV are stated for; that of the split where none is given.", 0, 1
 )
+_FULL = flags.DEFINE_bool("full", False, "Also shifts, shortcuts, other pictures, and the maps; takes minutes.")
 _METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the heat maps.")
 
 _UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, and gives operating points"
@@ -39,10 +45,13 @@ def main(arguments: list[str]) -> None:
     del arguments
     predictor = Predictor.open(Path(_CHECKPOINT.value))
     split = films.read(Path(_DATA_DIR.value), predictor.meta["dataset"]["name"], _SPLIT.value)
-    measured, written = report.write(predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, Path(_OUT.value))
+    measured, written = report.write(
+        predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
+    )
     print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
     print(metrics.table(measured, measured["intervals"]))
     print("\n" + decisions.table(measured) if predictor.calibration else _UNCALIBRATED)
+    print("\n" + examine.table(measured) if _FULL.value else "\n--full examines shifts, shortcuts and the maps, too")
     if "pointing_game" in measured:
         for name, share in measured["pointing_game"].items():
             if share is not None:

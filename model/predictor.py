@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ class Prediction:
     blank: np.ndarray | None = None  # (3,) bool: maps with nothing on them
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: what is compiled for it stays its own
 class Member:
     """One network, and how films become its input."""
 
@@ -62,6 +63,8 @@ class Predictor:
       meta: that of the first; dataset and storage size are those of all.
       calibration: what was fitted beside it; None where nothing was.
       storage_size: of the films it answers for, px.
+      members: the networks.
+      variables: those of each network.
     """
 
     def __init__(self, loaded: Sequence[checkpoint.Checkpoint], calibration: Calibration | None = None):
@@ -80,7 +83,7 @@ class Predictor:
             Member(registry.build(m["architecture"], m["options"]), m["image_size"], m["mean"], m["std"])
             for m in self.metas
         )
-        self._variables = jax.device_put(
+        self.variables = jax.device_put(
             [_fit(member, one.variables) for member, one in zip(self.members, loaded, strict=True)]
         )
 
@@ -100,6 +103,12 @@ class Predictor:
         loaded = [checkpoint.load(folder, "best") for folder in checkpoint.member_folders(directory)]
         weights = [checkpoint.weights_digest(member.meta) for member in loaded]
         return cls(loaded, Calibration.read(directory, weights) if calibrated else None)
+
+    def with_variables(self, variables: Sequence[Any]) -> Predictor:
+        """The same networks with other variables, and nothing to compile again."""
+        other = copy.copy(self)
+        other.variables = jax.device_put(list(variables))
+        return other
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -179,25 +188,26 @@ class Predictor:
             # Two compiled shapes in all: a single film as the Space sends it, and a full batch.
             padding = 0 if len(images) == 1 else BATCH_SIZE - len(batch)
             padded = np.pad(batch, ((0, padding), (0, 0), (0, 0)))
-            raw = jax.device_get(self._ask(self._variables, padded, method))
+            raw = jax.device_get(_ask(self.members, self.variables, padded, method))
             count = len(batch)
             yield batch, jax.tree.map(lambda leaf: leaf[:count], raw)  # noqa: B023
 
-    @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _ask(self, variables: list[Any], images: jax.Array, method: str | None) -> Raw:
-        probabilities, features, maps = [], [], []
-        for member, weights in zip(self.members, variables, strict=True):
-            inputs = preprocess.to_input(images, member.image_size, member.mean, member.std)
-            a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
-            features.append(layers.global_average_pool(a))
-            if method is None:
-                logits = jnp.asarray(member.module.apply(weights, a, method="classify"))
-            else:
-                logits, heatmaps = gradcam.explain_features(member.module, weights, a, method, target="against_normal")
-                maps.append(heatmaps.maps)
-            probabilities.append(jax.nn.softmax(logits))
-        mean = jnp.mean(jnp.stack(probabilities), axis=0)
-        return Raw(mean, tuple(features), gradcam.average(maps) if maps else None)
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _ask(members: tuple[Member, ...], variables: list[Any], images: jax.Array, method: str | None) -> Raw:
+    probabilities, features, maps = [], [], []
+    for member, weights in zip(members, variables, strict=True):
+        inputs = preprocess.to_input(images, member.image_size, member.mean, member.std)
+        a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
+        features.append(layers.global_average_pool(a))
+        if method is None:
+            logits = jnp.asarray(member.module.apply(weights, a, method="classify"))
+        else:
+            logits, heatmaps = gradcam.explain_features(member.module, weights, a, method, target="against_normal")
+            maps.append(heatmaps.maps)
+        probabilities.append(jax.nn.softmax(logits))
+    mean = jnp.mean(jnp.stack(probabilities), axis=0)
+    return Raw(mean, tuple(features), gradcam.average(maps) if maps else None)
 
 
 def _fit(member: Member, variables: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,73 @@ def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
     if cases:
         bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=grid, shrink=0.5, ticks=(0, 1))
         bar.ax.set_yticklabels(("least", "most"))
+    figure.savefig(path, dpi=DPI)
+
+
+def shift_curves(found: Mapping[str, Any], path: Path) -> None:
+    """A panel a shift: three-class accuracy and the AUROC of pneumonia with their 95 % intervals.
+
+    Args:
+      found: the `shifts` of `examine.examine`.
+      path: of the PNG.
+    """
+    curves = found["curves"]
+    columns = 4
+    rows = math.ceil(len(curves) / columns)
+    figure = _figure(3.1 * columns, 2.7 * rows + 0.5, "On shifted copies of the films")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    shown = {"accuracy": ("accuracy, three classes", "bacterial"), "binary_auroc": ("AUROC, pneumonia", "normal")}
+    for axes, (name, points) in zip(panels, curves.items(), strict=False):
+        values = [point["value"] for point in points]
+        for key, (label, colour) in shown.items():
+            heights = [np.nan if point[key]["value"] is None else point[key]["value"] for point in points]
+            bounds = np.array([point[key]["interval"] or (np.nan, np.nan) for point in points])
+            axes.plot(values, heights, marker="o", markersize=3, color=COLOURS[colour], label=label)
+            axes.fill_between(values, bounds[:, 0], bounds[:, 1], color=COLOURS[colour], alpha=0.15, linewidth=0)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        if min(values) > 0 and max(values) / min(values) > 3:
+            axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.minorticks_off()
+        _tidy(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    for spare in panels[len(curves) :]:
+        spare.axis("off")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def map_methods(found: Mapping[str, Any], path: Path) -> None:
+    """The CAM methods side by side: deletion and insertion with their controls, and what randomised parts leave.
+
+    Args:
+      found: the `maps` of `examine.examine`.
+      path: of the PNG.
+    """
+    table = found["methods"]
+    figure = _figure(10, 4, f"Are the maps worth looking at? {found['films']} films")
+    left, right = figure.subplots(1, 2)
+    places = np.arange(len(table))
+    for offset, (key, colour, label) in zip(
+        (-0.2, 0.2),
+        (("deletion", "bacterial", "deletion (less is better)"), ("insertion", "normal", "insertion (more is better)")),
+        strict=True,
+    ):
+        bars = left.bar(places + offset, [row[key] for row in table.values()], 0.38, color=COLOURS[colour], label=label)
+        left.bar_label(bars, fmt="%.2f", fontsize=7)
+    left.set_xticks(places, list(table), rotation=20)
+    left.set(ylabel="mean probability of the class", ylim=(0, 1.15))
+    left.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
+    judged = {name: row["randomised"] for name, row in table.items() if "randomised" in row}
+    styles = itertools.cycle(("-", "--", ":", "-."))  # some methods agree to the last digit
+    for (name, parts), style in zip(judged.items(), styles, strict=False):
+        right.plot(range(len(parts) + 1), [1, *parts.values()], style, marker="o", markersize=3, label=name)
+    right.axhline(0, color="0.6", linewidth=1)
+    right.set_xticks(range(len(parts) + 1), ["none", *parts], rotation=20)
+    right.set(xlabel="randomised down to", ylabel="rank correlation with the map as it was", ylim=(-0.5, 1.05))
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        _tidy(axes)
     figure.savefig(path, dpi=DPI)
 
 

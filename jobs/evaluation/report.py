@@ -14,7 +14,7 @@ from rich.progress import track
 
 from jobs import whole
 from jobs.datasets.films import Split
-from jobs.evaluation import decisions, metrics, plots
+from jobs.evaluation import decisions, examine, metrics, plots
 from jobs.evaluation.intervals import estimate, intervals
 from model.gradcam import upsample
 from model.labels import CLASSES
@@ -24,7 +24,13 @@ CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
 def write(
-    predictor: Predictor, split: Split, split_name: str, method: str, prevalence: float | None, out: Path
+    predictor: Predictor,
+    split: Split,
+    split_name: str,
+    method: str,
+    prevalence: float | None,
+    full: bool,
+    out: Path,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measures and writes, all of it or nothing; only a report with metrics.json is one.
 
@@ -34,6 +40,7 @@ def write(
       split_name: as it is told in the report.
       method: of the heat maps, a key of gradcam.METHODS.
       prevalence: of pneumonia, which PPV and NPV are stated for; None: that of the split.
+      full: whether shifts, shortcuts, other pictures and the maps are examined, too.
       out: the folder.
 
     Returns:
@@ -87,6 +94,8 @@ def write(
         measured["decisions"] = {"prevalence": prevalence, **figures, "intervals": their_intervals}
     if split.masks is not None:
         measured["pointing_game"] = pointing_game(heatmaps, blank, split.masks, split.labels)
+    if full:
+        measured |= examine.examine(predictor, split, heatmaps, probabilities.argmax(axis=1))
 
     def predictions(path: Path) -> None:
         with path.open("w", newline="") as file:
@@ -107,6 +116,11 @@ def write(
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }
+    if full:
+        parts |= {
+            "shifts.png": lambda path: plots.shift_curves(measured["shifts"], path),
+            "maps.png": lambda path: plots.map_methods(measured["maps"], path),
+        }
     # What is in the folder belongs together: metrics.json goes first and comes back last.
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:

@@ -21,6 +21,15 @@ HISTORY = [
     }
     for epoch in range(1, 6)
 ]
+FIGURE = {"accuracy": {"value": 0.8, "interval": [0.7, 0.9]}, "binary_auroc": {"value": None, "interval": None}}
+SHIFTS = {"curves": {name: [{"value": v, **FIGURE} for v in (1, 2, 9)] for name in ("gamma", "jpeg_quality", "x")}}
+MAPS = {
+    "films": 12,
+    "methods": {
+        "gradcam": {"deletion": 0.2, "insertion": 0.9, "randomised": {"head": 0.1, "stem": -0.1}},
+        "random": {"deletion": 0.6, "insertion": 0.6},
+    },
+}
 CASE = plots.Case(np.full((40, 50), 99, np.uint8), np.eye(40, 50), "a title", correct=False)
 
 DRAWINGS = {
@@ -33,6 +42,8 @@ DRAWINGS = {
     "risk_coverage": lambda path: plots.risk_coverage_curve(LABELS, PROBABILITIES, 0.5, path),
     "class_distribution": lambda path: plots.class_distribution({"train": LABELS, "test": LABELS[:7]}, path),
     "heatmaps": lambda path: plots.heatmap_grid([CASE] * 5, path),
+    "shifts": lambda path: plots.shift_curves(SHIFTS, path),
+    "maps": lambda path: plots.map_methods(MAPS, path),
     "learning_curves": lambda path: plots.learning_curves(HISTORY, 3, path),
 }
 WORDS = {
@@ -43,6 +54,8 @@ WORDS = {
     "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: "],
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
+    "shifts": ["jpeg quality", "accuracy, three classes", "AUROC, pneumonia"],
+    "maps": ["12 films", "gradcam", "insertion (more is better)", "0.90", "stem"],
     "learning_curves": ["5 epochs", "best, epoch 3", "validation"],
 }
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from model import checkpoint, gradcam
+from model import predictor as predictor_module
 from model.calibration import Calibration
 from model.outliers import Member, Outliers, thumbnails
 from model.predictor import Prediction, Predictor
@@ -212,10 +213,10 @@ def test_neighbours_and_padding_leave_no_trace(vivid_predictor):
 
 def test_two_shapes_are_compiled_in_all(run):
     predictor = Predictor.open(run[0])
-    before = Predictor._ask._cache_size()
+    before = predictor_module._ask._cache_size()
     for count in (1, 40, 1, 2, 33):
         assert len(list(predictor.predict(VARIED[:count]))) == count
-    assert Predictor._ask._cache_size() - before == 2
+    assert predictor_module._ask._cache_size() - before == 2
 
 
 @pytest.mark.parametrize("method", gradcam.METHODS)

@@ -1,0 +1,244 @@
+"""What a model's answers hang on: shifts, shortcuts, pictures that are no films; and whether its maps say it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from jobs.datasets.films import Split
+from jobs.datasets.phantom.builder import film as phantom
+from jobs.evaluation import faithfulness, metrics, negatives, shifts
+from jobs.evaluation.intervals import estimate
+from model import preprocess
+from model.gradcam import METHODS
+from model.labels import NORMAL
+from model.outliers import objection
+from model.predictor import Predictor
+
+MAPPED_FILMS = 96  # films that the maps are judged on
+REGION_MARGIN = 0.15  # of the side; what is inside is called the central chest region
+
+
+def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
+    """All of it, as JSON values: `shifts`, `shortcuts`, `maps`, and where the model is calibrated `outliers`.
+
+    Args:
+      predictor: what is examined.
+      split: the films.
+      heatmaps: (N, 3, h, w) of each class.
+      decided: (N,) int, the most probable class.
+    """
+    variants, parts = shifted(predictor, split)
+    found: dict[str, Any] = {
+        "shifts": variants,
+        "shortcuts": {
+            "parts": parts,
+            "groups": groups(split, decided),
+            "heat_outside": heat_outside(heatmaps[np.arange(len(decided)), decided]),
+        },
+        "maps": maps(predictor, split),
+    }
+    if predictor.calibration:
+        found["outliers"] = outliers(predictor, split)
+    return found
+
+
+def ask(predictor: Predictor, images: np.ndarray) -> np.ndarray:
+    """(N, S, S) uint8 -> (N, 3) probabilities, calibrated where the model is."""
+    probabilities = np.concatenate([raw.probabilities for _, raw in predictor.ask(images)]).astype(float)
+    return predictor.calibration.apply(probabilities) if predictor.calibration else probabilities
+
+
+def _figures(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    decisions = probabilities.argmax(axis=1)
+    total = weights.sum(axis=1)
+    return {
+        "accuracy": metrics.ratio(weights @ (decisions == labels), total),
+        "binary_accuracy": metrics.ratio(weights @ ((decisions != NORMAL) == (labels != NORMAL)), total),
+        "binary_auroc": metrics.auroc(labels != NORMAL, 1 - probabilities[:, NORMAL], weights),
+    }
+
+
+def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures with intervals on every changed copy of the films.
+
+    Returns:
+      Of the shifts: by name the values and, beside "as it is" and the "mean" over all shifted copies, the figures of
+      each; and those of the parts, by name.
+    """
+    asked = {("as it is", 0.0): ask(predictor, split.images)}
+    for variant in track(shifts.variants(split.images), "shifted films", total=shifts.COUNT, transient=True):
+        asked[variant.name, variant.value] = ask(predictor, variant.images)
+
+    def every(weights: np.ndarray) -> dict[str, Any]:
+        tree: dict[str, Any] = {
+            f"{name} {value:g}": _figures(split.labels, probabilities, weights)
+            for (name, value), probabilities in asked.items()
+        }
+        copies = [tree[f"{name} {value:g}"] for name, value in asked if name in shifts.SHIFTS]
+        tree["mean"] = {name: np.mean([copy[name] for copy in copies], axis=0) for name in copies[0]}
+        return tree
+
+    values, intervals = estimate(every, split.patients)
+
+    def stated(key: str) -> dict[str, Any]:
+        return {name: {"value": values[key][name], "interval": intervals[key][name]} for name in values[key]}
+
+    return {
+        "as it is": stated("as it is 0"),
+        "mean": stated("mean"),
+        "curves": {
+            name: [
+                {"value": value, **stated("as it is 0" if value == identity else f"{name} {value:g}")}
+                for value in values_of
+            ]
+            for name, (_, values_of, identity) in shifts.SHIFTS.items()
+        },
+    }, {name: stated(f"{name} nan") for name in shifts.PARTS}
+
+
+def series(name: str) -> str:
+    """The letters a file name starts with: the source names its series so."""
+    found = re.match(r"[^\W\d_]+", name)
+    return found[0] if found else "other"
+
+
+def groups(split: Split, decided: np.ndarray) -> dict[str, Any]:
+    """Accuracy with its interval by what should not matter: file series, brightness, and size where films differ."""
+    brightness = np.array([film.mean() for film in split.images])
+    ways: dict[str, Sequence[str]] = {
+        "file series": [series(name) for name in split.names],
+        "brightness": thirds(brightness, ("dark third", "middle third", "bright third")),
+    }
+    height, width = split.sizes.T
+    for what, values, words in (
+        ("source aspect", width / height, ("narrow third", "middle third", "wide third")),
+        ("source resolution", np.sqrt(width * height), ("small third", "middle third", "large third")),
+    ):
+        if np.ptp(values) > 0:
+            ways[what] = thirds(values, words)
+    right = decided == split.labels
+    told: dict[str, Any] = {}
+    for way, of_film in ways.items():
+        told[way] = {}
+        for group in dict.fromkeys(of_film):
+            rows = np.flatnonzero(np.asarray(of_film) == group)
+
+            def accuracy(weights: np.ndarray, rows: np.ndarray = rows) -> dict[str, Any]:
+                return {"accuracy": metrics.ratio(weights @ right[rows], weights.sum(axis=1))}
+
+            value, interval = estimate(accuracy, [split.patients[row] for row in rows])
+            told[way][group] = {
+                "films": len(rows),
+                "classes": np.bincount(split.labels[rows], minlength=3).tolist(),
+                "accuracy": {"value": value["accuracy"], "interval": interval["accuracy"]},
+            }
+    return told
+
+
+def thirds(values: np.ndarray, words: Sequence[str]) -> list[str]:
+    """For each film the word of its third; equal values fall into one."""
+    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    return [words[int(value > low) + int(value > high)] for value in values]
+
+
+def heat_outside(maps: np.ndarray) -> dict[str, float]:
+    """Mean share of a map's energy outside the central chest region, and that of a map that is the same everywhere.
+
+    Args:
+      maps: (N, h, w), at least 0; each cell counts with the part of it that is outside.
+    """
+    height, width = maps.shape[1:]
+
+    def inside(cells: int) -> np.ndarray:
+        edges = np.linspace(0, 1, cells + 1)
+        overlap = np.minimum(edges[1:], 1 - REGION_MARGIN) - np.maximum(edges[:-1], REGION_MARGIN)
+        return np.maximum(overlap, 0) * cells
+
+    weight = 1 - np.outer(inside(height), inside(width))
+    energy = maps.sum(axis=(1, 2))
+    shares = (maps * weight).sum(axis=(1, 2))[energy > 0] / energy[energy > 0]
+    return {"share": float(shares.mean()) if len(shares) else 0.0, "of_a_flat_map": float(weight.mean())}
+
+
+def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
+    """The table over the CAM methods, with `chosen`, the method with the best mean rank, and where lesions are known,
+    the pointing game and the share of energy inside them."""
+    chosen = np.random.default_rng(0).permutation(len(split.labels))[:MAPPED_FILMS]
+    films = np.asarray(split.images)[chosen]
+    steps = len(METHODS) + len(faithfulness.CONTROLS)
+    table = dict(track(faithfulness.measure(predictor, films), "judging the maps", total=steps, transient=True))
+    if split.masks is not None:
+        for method in METHODS:
+            table[method] |= faithfulness.on_lesions(
+                predictor, films, split.labels[chosen], split.masks[chosen], method
+            )
+    return {"films": len(films), "methods": table, "chosen": faithfulness.best(table)}
+
+
+def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
+    """By kind of picture: how many are refused and why, and the AUROC of the distance of features against the films."""
+    calibration = predictor.calibration
+    assert calibration
+
+    def distances(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([calibration.outliers.distances(raw.features) for _, raw in predictor.ask(images)])
+
+    ours = distances(np.asarray(split.images))
+    made = list(negatives.pictures(np.asarray(split.images)))
+    if split.facts["name"] != "phantom":
+        made += [("phantoms", phantom(index).png) for index in range(negatives.COUNT)]
+    told = {}
+    for kind, files in itertools.groupby(made, key=lambda picture: picture[0]):
+        films = [preprocess.decode(data) for _, data in files]
+        images = np.stack([preprocess.resize(film.pixels, predictor.storage_size) for film in films])
+        answers = list(predictor.predict(images))
+        reasons = [objection(film) or answer.reason for film, answer in zip(films, answers, strict=True)]
+        far = distances(images)
+        value = metrics.auroc(
+            np.repeat([False, True], [len(ours), len(far)]),
+            np.concatenate([ours, far]),
+            np.ones((1, len(ours) + len(far))),
+        )
+        told[kind] = {
+            "count": len(films),
+            "refused": sum(bool(reason) for reason in reasons) / len(films),
+            "auroc": float(value[0]),
+            "reasons": dict(Counter(reason for reason in reasons if reason).most_common()),
+        }
+    return told
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The findings for a terminal."""
+
+    def stated(figure: Mapping[str, Any]) -> str:
+        if figure["value"] is None:
+            return "not defined"
+        low, high = figure["interval"]
+        return f"{100 * figure['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+    shift, shortcuts = found["shifts"], found["shortcuts"]
+    lines = ["accuracy; normal against pneumonia: accuracy, AUROC"]
+    rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["parts"]}
+    for name, figures in rows.items():
+        lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))
+    for way, of_way in shortcuts["groups"].items():
+        lines += ["", f"accuracy by {way}"]
+        for group, values in of_way.items():
+            lines.append(f"{group:>28}  {stated(values['accuracy'])}, {values['films']} films")
+    outside = shortcuts["heat_outside"]
+    lines += ["", f"heat outside the central region: {100 * outside['share']:.0f} %"]
+    lines[-1] += f" ({100 * outside['of_a_flat_map']:.0f} % of the area)"
+    lines += ["", *faithfulness.lines(found["maps"])]
+    if "outliers" in found:
+        lines += ["", f"{'refused':>28}  pictures, by the features' distance: AUROC"]
+        for kind, values in found["outliers"].items():
+            lines.append(f"{kind:>36}  {100 * values['refused']:5.1f} % of {values['count']}, {values['auroc']:.3f}")
+    return "\n".join(lines)

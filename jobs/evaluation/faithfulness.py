@@ -1,0 +1,236 @@
+"""Whether heat maps are worth looking at: do they name what the model uses, and do they depend on the model at all?
+
+A map is asked for the class that the model decides for. Deletion and insertion are those of Petsiuk et al. 2018
+(section 4.2), the cascading randomisation that of Adebayo et al. 2018 (section 3.1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy import ndimage, stats
+
+from jobs.evaluation.shifts import rotation
+from model import gradcam
+from model.predictor import Predictor
+
+STEPS = 10  # of deletion and insertion
+BLUR_PX = 11.0  # standard deviation, in px of a square of 224: what a deleted place looks like
+SHIFT_PX, TURN_DEGREES = 8, 8.0  # the movements that a map should follow
+RANKED_SIDE = 28  # of the pixels that maps are compared at
+CONTROLS = ("random", "centred blob")
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's, of two maps; 0 where one is constant."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
+
+
+def control_maps(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Maps that know nothing of the film, (count, S, S) by name: smooth noise, and a blob in the middle."""
+    random = np.random.default_rng(seed)
+    coarse = random.random((count, 7, 7), np.float32)
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
+    blob = np.exp(-(x**2 + y**2) / (2 * 0.2**2)).astype(np.float32)
+    noise = np.stack([gradcam.upsample(one, size, size) for one in coarse])
+    return dict(zip(CONTROLS, (noise, np.broadcast_to(blob, (count, size, size))), strict=True))
+
+
+def deletion_and_insertion(
+    ask: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, maps: np.ndarray
+) -> tuple[float, float]:
+    """Mean areas under the curves of the class's probability, as the places with most heat are blurred, or sharpened.
+
+    Args:
+      ask: (N, S, S) uint8 -> (N, 3) probabilities.
+      images: (N, S, S) uint8.
+      labels: (N,) int, the class that each map explains.
+      maps: (N, S, S), more is more.
+
+    Returns:
+      (deletion, the smaller the better; insertion, the larger the better).
+    """
+    size = images.shape[1]
+    blurred = np.stack([ndimage.gaussian_filter(film.astype(float), BLUR_PX * size / 224) for film in images])
+    blurred = np.round(blurred).astype(np.uint8)
+    # Ranks, so that every step changes as many places; a stable order, so that ties fall the same way each time.
+    flat = maps.reshape(len(maps), -1)
+    order = np.argsort(-flat, axis=1, kind="stable")
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(flat.shape[1])[None], axis=1)
+    ranks = ranks.reshape(maps.shape)
+    curves = np.empty((2, STEPS + 1, len(images)))
+    for step in range(STEPS + 1):
+        hottest = ranks < step * flat.shape[1] / STEPS
+        for index, (inside, outside) in enumerate(((blurred, images), (images, blurred))):
+            probabilities = ask(np.where(hottest, inside, outside))
+            curves[index, step] = probabilities[np.arange(len(images)), labels]
+    areas = np.trapezoid(curves, dx=1 / STEPS, axis=1).mean(axis=1)
+    return float(areas[0]), float(areas[1])
+
+
+def layers(params: Mapping[str, Any]) -> list[str]:
+    """The parts of a network from its output to its input."""
+
+    def depth(name: str) -> tuple[int, int]:
+        number = re.search(r"\d+$", name)
+        return (2 if name == "head" else 1 if number else 0, int(number[0]) if number else 0)
+
+    return sorted(params, key=depth, reverse=True)
+
+
+def randomised(variables: Mapping[str, Any], parts: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """The variables with the kernels of some parts shuffled: the same numbers in another order."""
+    random = np.random.default_rng(seed)
+
+    def shuffle(path: Any, leaf: Any) -> Any:
+        inside = path[0].key in parts and np.ndim(leaf) > 1
+        return random.permuted(np.asarray(leaf).ravel()).reshape(np.shape(leaf)) if inside else leaf
+
+    return dict(variables) | {"params": jax.tree_util.tree_map_with_path(shuffle, dict(variables["params"]))}
+
+
+def cascade(predictor: Predictor) -> Iterator[tuple[str, Predictor]]:
+    """From the output on, one part more of every network randomised at a time; the last is random throughout."""
+    names = [layers(variables["params"]) for variables in predictor.variables]
+    for depth, part in enumerate(names[0], 1):
+        yield (
+            part,
+            predictor.with_variables(
+                [randomised(one, of_one[:depth]) for one, of_one in zip(predictor.variables, names, strict=True)]
+            ),
+        )
+
+
+def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: str) -> np.ndarray:
+    """(N, S, S): the map of each film's class, as a reader sees it."""
+    size = images.shape[1]
+    batches = [raw.heatmaps.maps for _, raw in predictor.ask(images, method)]
+    coarse = np.concatenate(batches)[np.arange(len(images)), labels]
+    return np.stack([gradcam.upsample(one, size, size) for one in coarse])
+
+
+def _mean_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    # Some pixels: maps are smooth, and ranking all of them would take longer than making them.
+    step = max(1, first.shape[1] // RANKED_SIDE)
+    pairs = zip(first[:, ::step, ::step], second[:, ::step, ::step], strict=True)
+    return float(np.mean([rank_correlation(one, other) for one, other in pairs]))
+
+
+def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table over the methods, and the controls.
+
+    Args:
+      predictor: the model.
+      images: (N, S, S) uint8; some hundred films are enough.
+
+    Yields:
+      A method, and of it deletion, insertion, shift and rotation (rank correlation of the moved map with the map of
+      the moved film), and randomised, by the last part that was (rank correlation with the map of the whole network:
+      a map that explains the network must lose it). Of a control, deletion and insertion.
+    """
+
+    def ask(films: np.ndarray) -> np.ndarray:
+        return np.concatenate([raw.probabilities for _, raw in predictor.ask(films)])
+
+    labels = ask(images).argmax(axis=1)
+    edge = SHIFT_PX * images.shape[1] // 224
+    for method in gradcam.METHODS:
+        maps = _maps(predictor, images, labels, method)
+        deletion, insertion = deletion_and_insertion(ask, images, labels, maps)
+        shifted = _maps(predictor, np.roll(images, (edge, edge), axis=(1, 2)), labels, method)
+        turned = np.stack([rotation(film, TURN_DEGREES) for film in images])
+        yield (
+            method,
+            {
+                "deletion": deletion,
+                "insertion": insertion,
+                "shift": _mean_correlation(np.roll(maps, (edge, edge), axis=(1, 2)), shifted),
+                "rotation": _mean_correlation(
+                    np.stack(
+                        [ndimage.rotate(one, TURN_DEGREES, reshape=False, order=1, mode="nearest") for one in maps]
+                    ),
+                    _maps(predictor, turned, labels, method),
+                ),
+                "randomised": {
+                    part: _mean_correlation(maps, _maps(other, images, labels, method))
+                    for part, other in cascade(predictor)
+                },
+            },
+        )
+    for name, maps in control_maps(images.shape[1], len(images)).items():
+        deletion, insertion = deletion_and_insertion(ask, images, labels, maps)
+        yield name, {"deletion": deletion, "insertion": insertion}
+
+
+def on_lesions(
+    predictor: Predictor, images: np.ndarray, labels: np.ndarray, masks: np.ndarray, method: str
+) -> dict[str, float]:
+    """Share of films whose map peaks inside the lesion (Zhang et al. 2018, section 4.2), and of its energy there.
+
+    Args:
+      predictor: the model.
+      images: (N, S, S) uint8.
+      labels: (N,) int, the class of each film, whose map it is.
+      masks: (N, S, S) bool; films without a lesion are left out.
+      method: of the maps.
+    """
+    ill = masks.any(axis=(1, 2))
+    if not ill.any():
+        return {}
+    maps, lesions = _maps(predictor, images[ill], labels[ill], method), masks[ill]
+    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
+    pointed = lesions.reshape(len(lesions), -1)[np.arange(len(maps)), peaks] & (maps.max(axis=(1, 2)) > 0)
+    energy = np.maximum(maps.sum(axis=(1, 2)), 1e-12)
+    return {
+        "pointing_game": float(pointed.mean()),
+        "energy_in_lesion": float(((maps * lesions).sum(axis=(1, 2)) / energy).mean()),
+    }
+
+
+# Whether more is better.
+JUDGED = {
+    "deletion": False,
+    "insertion": True,
+    "shift": True,
+    "rotation": True,
+    "randomised": False,
+    "pointing_game": True,
+    "energy_in_lesion": True,
+}
+
+
+def _value(row: Mapping[str, Any], column: str) -> float:
+    """A cell of the table; of the randomisation the mean of the size of the correlations over the parts."""
+    cell = row[column]
+    return float(np.mean(np.abs(list(cell.values())))) if isinstance(cell, Mapping) else float(cell)
+
+
+def best(table: Mapping[str, Mapping[str, Any]]) -> str:
+    """The method with the best mean rank over the columns; of equals the first."""
+    methods = [name for name in table if name not in CONTROLS]
+    ranks = np.zeros(len(methods))
+    for column, more in JUDGED.items():
+        if column in table[methods[0]]:
+            # To three digits: methods that agree but for rounding are equals.
+            values = np.round([_value(table[method], column) for method in methods], 3)
+            ranks += stats.rankdata(-values if more else values)
+    return methods[int(ranks.argmin())]
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The table for a terminal."""
+    table = found["methods"]
+    columns = [column for column in JUDGED if any(column in row for row in table.values())]
+    header = "".join(f"{column.replace('_', ' '):>18}" for column in columns)
+    told = [f"{'maps of ' + str(found['films']) + ' films':>16}{header}"]
+    for name, row in table.items():
+        cells = (f"{_value(row, column):18.3f}" if column in row else f"{'':>18}" for column in columns)
+        told.append(f"{name:>16}{''.join(cells)}")
+    return [*told, f"best by mean rank: {found['chosen']}"]

@@ -1,0 +1,120 @@
+"""The examination of a model, on a model whose answers are known."""
+
+import types
+
+import numpy as np
+import pytest
+
+from jobs.datasets.films import Split
+from jobs.evaluation import examine, faithfulness, negatives, shifts
+from jobs.evaluation.metrics import auroc
+from model.predictor import Predictor
+from tests.model.test_predictor import META, VARIED, run  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(scope="module")
+def split():
+    random = np.random.default_rng(0)
+    return Split(
+        images=VARIED,
+        labels=np.arange(40, dtype=np.int32) % 3,
+        names=[("IM-1", "NORMAL2-IM-2", "person3")[index % 3] for index in range(40)],
+        patients=[str(index // 2) for index in range(40)],
+        sizes=random.integers(300, 900, (40, 2)).astype(np.int32),
+        masks=np.zeros((40, 64, 64), bool),
+        facts={"name": "phantom"},
+    )
+
+
+@pytest.fixture(scope="module")
+def predictor(run):  # noqa: F811
+    return Predictor.open(run[0])
+
+
+def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
+    found, parts = examine.shifted(predictor, split)
+    curve = {point["value"]: point for point in found["curves"]["gamma"]}
+    films = np.stack([shifts.gamma(film, 2.0) for film in VARIED])
+    probabilities = np.stack([answer.probabilities for answer in predictor.predict(films)])
+    assert curve[2.0]["accuracy"]["value"] == pytest.approx((probabilities.argmax(axis=1) == split.labels).mean())
+    area = auroc(split.labels != 0, 1 - probabilities[:, 0], np.ones((1, 40)))[0]
+    assert curve[2.0]["binary_auroc"]["value"] == pytest.approx(area)
+    low, high = curve[2.0]["accuracy"]["interval"]
+    assert low < curve[2.0]["accuracy"]["value"] < high
+    assert curve[1.0]["accuracy"] == found["as it is"]["accuracy"]
+    values = [p["accuracy"]["value"] for name in found["curves"] for p in found["curves"][name]]
+    identities = [shifts.SHIFTS[name][2] for name in found["curves"]]
+    shifted = [
+        point["accuracy"]["value"]
+        for (name, points), identity in zip(found["curves"].items(), identities, strict=True)
+        for point in points
+        if point["value"] != identity
+    ]
+    assert len(values) - len(shifted) == len(shifts.SHIFTS)
+    assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(shifted))
+    assert parts.keys() == shifts.PARTS.keys()
+
+
+def test_groups_by_what_should_not_matter(split):
+    decided = np.where(np.arange(40) % 3 == 0, split.labels, (split.labels + 1) % 3)  # only the first series is right
+    found = examine.groups(split, decided)
+    assert found.keys() == {"file series", "brightness", "source aspect", "source resolution"}
+    series = found["file series"]
+    assert {name: values["accuracy"]["value"] for name, values in series.items()} == {"IM": 1, "NORMAL": 0, "person": 0}
+    assert series["IM"]["films"] == 14 and series["IM"]["classes"] == [14, 0, 0]
+    for of_way in found.values():
+        assert sum(values["films"] for values in of_way.values()) == 40
+    same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224)})
+    assert examine.groups(same, decided).keys() == {"file series", "brightness"}
+
+
+def test_heat_outside_the_centre():
+    flat = np.ones((2, 7, 7))
+    found = examine.heat_outside(flat)
+    assert found["share"] == pytest.approx(found["of_a_flat_map"]) == pytest.approx(1 - 0.7**2)
+    middle, corner = np.zeros((2, 1, 7, 7))
+    middle[0, 3, 3], corner[0, 0, 0] = 1, 1
+    assert examine.heat_outside(middle)["share"] == 0
+    assert examine.heat_outside(corner)["share"] == 1  # a seventh is less than the margin
+    assert examine.heat_outside(np.zeros((1, 7, 7)))["share"] == 0
+
+
+def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
+    monkeypatch.setattr(examine, "MAPPED_FILMS", 6)
+    monkeypatch.setattr(examine, "METHODS", ("gradcam", "layercam"))
+    monkeypatch.setattr(faithfulness.gradcam, "METHODS", dict(list(faithfulness.gradcam.METHODS.items())[::3]))
+    found = examine.maps(predictor, split)
+    assert found["films"] == 6 and found["methods"].keys() == {"gradcam", "layercam", "random", "centred blob"}
+    row = found["methods"]["gradcam"]
+    assert list(row["randomised"]) == ["head", "stage2", "stage1", "stem"]
+    assert row.keys() == {"deletion", "insertion", "shift", "rotation", "randomised"}
+    assert all(-1 <= value <= 1 for value in (row["shift"], row["rotation"], *row["randomised"].values()))
+    assert found["chosen"] in ("gradcam", "layercam")
+    assert "deletion" in "\n".join(faithfulness.lines(found))
+
+
+def test_lesions_are_pointed_at_where_they_are_known(predictor, monkeypatch):
+    maps = np.zeros((3, 64, 64), np.float32)
+    maps[0, 10, 10] = maps[1, 50, 50] = 1
+    maps[1, 10, 10] = 0.5
+    monkeypatch.setattr(faithfulness, "_maps", lambda *_: maps[:2])
+    masks = np.zeros((3, 64, 64), bool)
+    masks[:2, 8:12, 8:12] = True
+    found = faithfulness.on_lesions(predictor, VARIED[:3], np.array([1, 2, 0]), masks, "gradcam")
+    assert found == pytest.approx({"pointing_game": 0.5, "energy_in_lesion": (1 + 1 / 3) / 2})
+    assert faithfulness.on_lesions(predictor, VARIED[:3], np.zeros(3, int), np.zeros_like(masks), "gradcam") == {}
+
+
+def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(negatives, "COUNT", 3)
+    from tests.model.test_predictor import calibration
+
+    calibrated = Predictor.open(run[0], calibrated=False)
+    calibrated.calibration = calibration(calibrated)  # whose Gaussian refuses nothing
+    found = examine.outliers(calibrated, split)
+    assert found.keys() == {*negatives.DRAWN, *negatives.CHANGED}
+    colour = found["colour textures like photographs"]
+    assert colour["count"] == 3 and colour["refused"] == 1
+    assert colour["reasons"] == {"this is a colour picture; X-ray films are gray": 3}
+    assert all(0 <= values["auroc"] <= 1 for values in found.values())
+    assert META["storage_size"] == 64

@@ -1,0 +1,69 @@
+"""Shifted copies: each does what its name says, the value that changes nothing changes nothing."""
+
+import numpy as np
+import pytest
+
+from jobs.evaluation import negatives, shifts
+from model import preprocess
+from model.outliers import objection
+
+FILM = np.random.default_rng(0).integers(40, 200, (64, 64)).astype(np.uint8)
+SMOOTH = np.tile(np.linspace(40, 200, 64), (64, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", shifts.SHIFTS)
+def test_the_identity_changes_nothing_and_the_rest_something(name):
+    change, values, identity = shifts.SHIFTS[name]
+    assert identity in values
+    for value in values:
+        film = np.tile(FILM, (4, 4))[:224, :224] if name == "blur" else SMOOTH
+        changed = change(film, value)
+        assert changed.shape == film.shape and changed.dtype == np.uint8
+        largest = np.abs(changed.astype(int) - film).max()
+        assert largest <= 2 if value == identity else largest > 2, value
+
+
+def test_shifts_by_hand():
+    assert shifts.gamma(np.array([[64]], np.uint8), 2.0)[0, 0] == round(255 * (64 / 255) ** 2)
+    np.testing.assert_array_equal(shifts.contrast(np.array([[50, 150]], np.uint8), 0.5), [[75, 125]])
+    np.testing.assert_array_equal(shifts.brightness(np.array([[10, 250]], np.uint8), 30), [[40, 255]])
+    np.testing.assert_array_equal(shifts.brightness(np.array([[10, 250]], np.uint8), -30), [[0, 220]])
+    # The middle half of a ramp, stretched: half the slope, the same middle.
+    cropped = shifts.crop(SMOOTH, 0.5).astype(float)
+    assert cropped[0, 5] == pytest.approx(80, abs=8) and np.diff(cropped[0]).mean() == pytest.approx(80 / 64, rel=0.1)
+    assert shifts.blur(FILM, 3).std() < 0.5 * FILM.std()
+    np.testing.assert_allclose(shifts.rotation(SMOOTH, 90)[5:-5, 5:-5], np.rot90(SMOOTH)[5:-5, 5:-5], atol=2)
+
+
+def test_parts():
+    edge = round(0.15 * 64)
+    border, centre, corners = (part(FILM) for part in shifts.PARTS.values())
+    middle = (slice(edge, 64 - edge),) * 2
+    assert (border[middle] == int(FILM.mean())).all() and (centre[middle] == FILM[middle]).all()
+    np.testing.assert_array_equal(border[:edge], FILM[:edge])
+    assert (centre[:edge] == int(FILM.mean())).all() and (centre[:, -edge:] == int(FILM.mean())).all()
+    assert (corners[:16, -16:] == round(FILM.mean())).all()
+    np.testing.assert_array_equal(corners[16:48], FILM[16:48])
+
+
+def test_every_variant_comes_once():
+    films = np.stack([FILM, SMOOTH])
+    found = list(shifts.variants(films))
+    assert len(found) == shifts.COUNT == len({(variant.name, str(variant.value)) for variant in found})
+    assert all(variant.images.shape == (2, 64, 64) for variant in found)
+    np.testing.assert_array_equal(found[0].images[1], shifts.gamma(SMOOTH, 0.5))
+
+
+def test_negatives_are_files_of_every_kind_and_repeat(monkeypatch):
+    monkeypatch.setattr(negatives, "COUNT", 2)
+    films = np.stack([FILM, SMOOTH, 255 - SMOOTH])
+    made = list(negatives.pictures(films))
+    kinds = [kind for kind, _ in made]
+    assert list(dict.fromkeys(kinds)) == [*negatives.DRAWN, *negatives.CHANGED] and len(made) == 2 * 8
+    assert made == list(negatives.pictures(films))
+    assert made != list(negatives.pictures(films, seed=1))
+    reasons = {kind: objection(preprocess.decode(data)) for kind, data in made}
+    assert reasons["colour textures like photographs"] == "this is a colour picture; X-ray films are gray"
+    assert reasons["text pages"] is None  # left to what was learned
+    upside_down = [preprocess.decode(data).pixels for kind, data in made if kind == "films upside down"]
+    assert all(any((film[::-1, ::-1] == one).all() for one in films) for film in upside_down)
