@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = "data"  # where `python jobs/prepare.py --data_dir` wrote
     config.data.dataset = "chest_xray"  # chest_xray | phantom
+    config.data.folds = 0  # 0: the splits as prepared | n: train and validation pooled and dealt into n by patient
+    config.data.fold = 0  # which fold is held out, from 0
     config.data.image_size = 112  # px, of the network's input
     config.data.mean = 0.48  # of the training films' pixels in [0, 1]
     config.data.std = 0.24

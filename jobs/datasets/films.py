@@ -9,15 +9,16 @@ import io
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
 from jobs import JobError
+from jobs.datasets.splits import deal
 from model.labels import CLASSES
 from model.preprocess import STORAGE_SIZE
 
@@ -140,18 +141,18 @@ def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir
 
 
 class Encoded:
-    """The squares of a split, each decoded when it is asked for."""
+    """The squares of some examples, each decoded when it is asked for."""
 
-    def __init__(self, examples: Any, size: int):
-        self._examples = examples
-        self.shape = (len(examples), size, size)
+    def __init__(self, examples: Any, rows: Sequence[int], size: int):
+        self._examples, self._rows = examples, rows
+        self.shape = (len(rows), size, size)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> np.ndarray:
         """(S, S) uint8."""
-        return _pixels(self._examples[int(index)]["image"])
+        return _pixels(self._examples[self._rows[int(index)]]["image"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +195,8 @@ def _damage_is_told(data_dir: Path, dataset: str) -> Iterator[None]:
     """Whatever TFDS makes of files that are cut, missing or not its own becomes one JobError."""
     try:
         yield
+    except JobError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise JobError(
@@ -208,7 +211,7 @@ def size(data_dir: Path, dataset: str, split: str) -> int:
     return info.splits[split].num_examples * info.metadata["storage_size"] ** 2
 
 
-def read(data_dir: Path, dataset: str, split: str, decoded: bool = True) -> Split:
+def read(data_dir: Path, dataset: str, split: str, decoded: bool = True, folds: int = 0, fold: int = 0) -> Split:
     """Reads a prepared split.
 
     Args:
@@ -216,22 +219,30 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True) -> Spli
       dataset: chest_xray or phantom.
       split: one of SPLITS.
       decoded: whether all squares are decoded now; else each when it is asked for, and masks are left out.
+      folds: 0 for the splits as they were prepared. Else train and validation are pooled and dealt into so many folds
+        by patient, the same ones every time; the test split is what it is.
+      fold: which of them is the validation split, from 0; the others are the train split.
 
     Raises:
-      JobError: not prepared there, damaged, or without that split; the message gives the command.
+      JobError: not prepared there, damaged, without that split, or with too few patients for the folds; the message
+        gives the cure.
     """
-    builder = _open(data_dir, dataset, split)
+    pooled = ("train", "validation") if folds and split != "test" else (split,)
+    for part in pooled:
+        builder = _open(data_dir, dataset, part)
     with _damage_is_told(data_dir, dataset):
         has_mask = decoded and "mask" in builder.info.features
         # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
         pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
-        examples = builder.as_data_source(split, decoders=pictures)
+        examples = builder.as_data_source("+".join(pooled), decoders=pictures)
+        rows = _of_fold(examples, split, folds, fold) if len(pooled) > 1 else range(len(examples))
         size = builder.info.metadata["storage_size"]
-        count = len(examples)
-        images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, size)
+        count = len(rows)
+        images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, rows, size)
         masks = np.empty((count, size, size), bool) if has_mask else None
         labels, names, patients = np.empty(count, np.int32), [], []
-        for index, example in enumerate(examples):
+        for index, row in enumerate(rows):
+            example = examples[row]
             labels[index] = example["label"]
             names.append(example["name"].decode())
             patients.append(example["patient"].decode())
@@ -239,8 +250,67 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True) -> Spli
                 images[index] = _pixels(example["image"])
             if masks is not None:
                 masks[index] = _pixels(example["mask"]) > 0
-    facts = {"name": dataset, **builder.info.metadata}
-    return Split(images, labels, names, patients, masks, facts)
+    return Split(images, labels, names, patients, masks, _facts(builder))
+
+
+class _Known(NamedTuple):
+    """What of a film decides which fold it is in, and its place among the examples."""
+
+    patient: str
+    sha256: str
+    label: int
+    row: int
+
+
+def _of_fold(examples: Any, split: str, folds: int, fold: int) -> Sequence[int]:
+    """The places of the films that are dealt into `fold`, for validation; of all others, for train."""
+    known = [
+        _Known(example["patient"].decode(), example["sha256"].decode(), int(example["label"]), row)
+        for row, example in enumerate(examples)
+    ]
+    dealt = deal(known, folds, salt="folds")
+    chosen = [dealt[fold]] if split == "validation" else [*dealt[:fold], *dealt[fold + 1 :]]
+    return sorted(film.row for films in chosen for film in films)
+
+
+def _facts(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    return {"name": builder.name, **builder.info.metadata}
+
+
+def facts(data_dir: Path, dataset: str) -> dict[str, Any]:
+    """What prepared training data say of themselves: see Split; raises as `read`."""
+    return _facts(_open(data_dir, dataset, "train"))
+
+
+def read_as_trained(metas: Sequence[Mapping[str, Any]], data_dir: Path, split: str) -> Split:
+    """Reads what a trained model means by the name of a split: one that held out a fold saw films of the others.
+
+    Args:
+      metas: what the checkpoint of each of its members says of itself (Predictor.metas).
+      data_dir: where the data were prepared.
+      split: one of SPLITS.
+
+    Raises:
+      JobError: the members held out different films, so none are unseen by all; the data are not those that were
+        dealt into the folds; or as `read`.
+    """
+    dataset = metas[0]["dataset"]
+    # Checkpoints of before there were folds do not speak of them.
+    held_out = {(data.get("folds", 0), data.get("fold", 0)) for data in (meta["config"]["data"] for meta in metas)}
+    if held_out == {(0, 0)} or split == "test":
+        return read(data_dir, dataset["name"], split)
+    if len(held_out) > 1:
+        raise JobError(
+            f"each film of train and validation was trained on by some of the {len(metas)} members, which held out "
+            "different folds; give --split test, one member, or read the out-of-fold figures in crossval.md"
+        )
+    if facts(data_dir, dataset["name"])["fingerprint"] != dataset["fingerprint"]:
+        raise JobError(
+            f"the checkpoint held out a fold of another {dataset['name']} than is in {data_dir}: films it has seen "
+            "would pass for new ones; give the --data_dir it was trained from, or --split test"
+        )
+    ((folds, fold),) = held_out
+    return read(data_dir, dataset["name"], split, folds=folds, fold=fold)
 
 
 def table(splits: Mapping[str, list[Film]]) -> list[tuple[str, ...]]:

@@ -32,10 +32,21 @@ from model import checkpoint
 from model.labels import CLASSES
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
+BEFORE = {"data.folds": 0, "data.fold": 0}  # what runs did that were begun before there was such a field
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
-def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console) -> bool:
+class Diverged(JobError):
+    """The loss or the gradient stayed without a finite value."""
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    devices: Sequence[jax.Device],
+    console: Console,
+    signalled: StopSignal | None = None,
+) -> bool:
     """Trains what `config` describes, or goes on where the run in `workdir` stopped.
 
     Every process of a job calls this with the same arguments; `workdir` and the data are on storage they share.
@@ -46,6 +57,7 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
       workdir: the checkpoint directory.
       devices: those of the parallel step, of all processes.
       console: for the progress bar and a line an epoch.
+      signalled: who listens for signals already; None: nobody does.
 
     Returns:
       Whether the run is finished; a signal may have stopped it before.
@@ -56,10 +68,29 @@ def train(config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], cons
     check(config)
     main = jax.process_index() == 0
     console.quiet = not main
-    with locked(workdir) if main else contextlib.nullcontext() as stale, StopSignal() as signalled:
+    listening = contextlib.nullcontext(signalled) if signalled else StopSignal()
+    with locked(workdir) if main else contextlib.nullcontext() as stale, listening as signalled:
         if stale:
             console.print(f"the lock of {stale}, is stale: that process is gone", soft_wrap=True)
         return _train(config, workdir, devices, console, signalled)
+
+
+def finished(config: ConfigDict, workdir: Path) -> bool:
+    """Whether `workdir` holds a run of this very config and these data that has ended, so that `train` adds nothing.
+
+    Raises:
+      CheckpointError: there is a run, and none of its steps can be loaded.
+    """
+    if not checkpoint.steps(workdir):
+        return False
+    meta = checkpoint.load(workdir, "latest").meta
+    scores = [score(row, config.select) for row in meta["history"]]
+    return (
+        not _changes(config, meta)
+        and meta["dataset"]["fingerprint"] == films.facts(Path(config.data.dir), config.data.dataset)["fingerprint"]
+        and not meta["losses"]
+        and (len(scores) >= config.epochs or _stalled(scores, config.early_stopping_epochs))
+    )
 
 
 def _train(
@@ -91,7 +122,7 @@ def _train(
     epoch_steps = order.steps_per_epoch
     end = config.epochs * epoch_steps
     batches = feed(Batches(order, len(history) * epoch_steps + len(losses), end))
-    scores = [_score(row, config.select) for row in history]
+    scores = [score(row, config.select) for row in history]
     stopped = False
     with (
         checkpoint.Writer(workdir) as writer,
@@ -136,7 +167,7 @@ def _train(
                         "seconds": round(time.monotonic() - started, 2),
                     }
                 )
-                scores.append(_score(history[-1], config.select))
+                scores.append(score(history[-1], config.select))
                 losses = []
             writer.save(
                 int(state.step),
@@ -206,7 +237,10 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
     if config.data.resident == "auto":
         needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
         resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
-    training, validation = (films.read(at, dataset, split, decoded=resident) for split in ("train", "validation"))
+    training, validation = (
+        films.read(at, dataset, split, resident, config.data.folds, config.data.fold)
+        for split in ("train", "validation")
+    )
     for split, name in ((training, "training"), (validation, "validation")):
         absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
         if absent:
@@ -240,7 +274,7 @@ def _epoch(
         losses.append(math.nan if step_metrics["skipped"] else float(step_metrics["loss"]))
         advance(len(losses))
         if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
-            raise JobError(
+            raise Diverged(
                 f"{max_skipped} steps in a row gave no finite loss or gradient; lower "
                 "--config.optimizer.learning_rate, or use --config.dtype=float32. Checkpoints up to the last epoch "
                 "are kept: the same command goes on from there"
@@ -286,12 +320,7 @@ def _resume(
         for damaged in checkpoint.set_aside_damaged(workdir, loaded.step):
             console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
     _wait_for_all("set aside")
-    new, old = flatten(json.loads(json.dumps(config.to_dict()))), flatten(loaded.meta["config"])
-    changed = {
-        name: f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
+    changed = _changes(config, loaded.meta)
     refused = [change for name, change in changed.items() if name not in MAY_CHANGE]
     if refused:
         raise JobError(
@@ -316,6 +345,17 @@ def _resume(
     return state, loaded.meta["history"], losses
 
 
+def _changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
+    """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
+    new = flatten(json.loads(json.dumps(config.to_dict())))  # tuples as lists
+    old = BEFORE | flatten(meta["config"])
+    return {
+        name: f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+
+
 def _wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -326,7 +366,7 @@ def _epochs_skipped(history: list[dict[str, Any]], epoch_steps: int) -> int:
     return len(list(itertools.takewhile(lambda row: row["skipped_steps"] == epoch_steps, reversed(history))))
 
 
-def _score(row: dict[str, Any], select: ConfigDict) -> float:
+def score(row: dict[str, Any], select: ConfigDict) -> float:
     """The selection metric of an epoch, larger being better; not finite is the worst there is."""
     value = row[select.metric]
     if value is None or not math.isfinite(value):

@@ -37,6 +37,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "epochs": (1, math.inf),
     "global_batch_size": (1, math.inf),
+    "data.folds": (0, math.inf),
+    "data.fold": (0, math.inf),
     "data.image_size": (32, 1024),
     "data.mean": (0, 1),
     "data.std": (0.001, 10),
@@ -101,6 +103,12 @@ def check(config: ConfigDict) -> None:
     for name, (low, high) in BOUNDS.items():
         if not low <= flat.get(name, low) <= high:
             raise UsageError(f"config.{name} is {flat[name]}; it must be from {low} to {high}")
+    folds, fold = config.data.folds, config.data.fold
+    if folds == 1:
+        raise UsageError("config.data.folds is 1; it must be 0, for the splits as prepared, or at least 2")
+    if fold >= max(folds, 1):
+        cure = f"it must be from 0 to {folds - 1}" if folds else "it needs config.data.folds, which is 0"
+        raise UsageError(f"config.data.fold is {fold}; {cure}")
 
 
 def compile_steps(

@@ -20,7 +20,19 @@ from model.predictor import Predictor
 from tests.conftest import jpeg
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("prepare", "train", "evaluate", "bundle", "predict", "preview", "scaling", "calibrate", "compare")
+COMMANDS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "bundle",
+    "predict",
+    "preview",
+    "scaling",
+    "calibrate",
+    "crossval",
+    "sweep",
+    "compare",
+)
 
 CONFIG = """
 from configs import base

@@ -1,0 +1,29 @@
+"""Tables that a terminal shows as a README does: Markdown, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells as they are, the first row its head; the first column to the left, the others to the right."""
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for first, *others in (rows[0], rule, *rows[1:]):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def figure(value: float | None) -> str:
+    """Four digits, as few tests have films for more."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

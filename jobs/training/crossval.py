@@ -1,0 +1,143 @@
+"""Cross-validation: who trains on which films, and what all of them say of films that they did not train on."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.progress import track
+
+from jobs import UsageError, whole
+from jobs.datasets import films
+from jobs.evaluation import intervals, metrics, predictions, tables
+from jobs.training.plan import FIGURES
+from jobs.training.runs import Run
+from model.checkpoint import MEMBER
+from model.predictor import Predictor
+
+FILES = ("crossval.md", "crossval.json", "predictions.csv")
+
+NOTE = """The best epoch of a member was chosen on the fold that it is measured on, which flatters the figures a little.
+The standard deviation is over members that share films: it is no standard error."""
+
+
+def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]:
+    """The members: every fold with the first seed, then with the next.
+
+    Raises:
+      UsageError: the config holds out a fold of its own.
+    """
+    if config.data.folds:
+        raise UsageError(f"config.data.folds is {config.data.folds}; leave it at 0 and give --folds")
+    members = []
+    for number in range(folds * seeds):
+        seed, fold = divmod(number, folds)
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({"seed": config.seed + seed, "data.folds": folds, "data.fold": fold})
+        name = f"{MEMBER}{number + 1}"
+        members.append(Run(f"{name}, fold {fold} of {folds}, seed {changed.seed}", workdir / name, changed))
+    return members
+
+
+def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
+    """Asks each member about the films that it did not train on, and writes FILES.
+
+    Args:
+      members: those of `plan`, finished.
+      workdir: where they are, and where it is written.
+
+    Returns:
+      The contents of crossval.json.
+    """
+    config = members[0].config
+    folds = config.data.folds
+    rows: list[dict[str, Any]] = []
+    names: list[str] = []
+    patients: list[str] = []
+    labels, probabilities = [], []
+    for fold in track(range(folds), "measuring the folds", transient=True):
+        held_out = films.read(Path(config.data.dir), config.data.dataset, "validation", folds=folds, fold=fold)
+        answers = []
+        for member in members[fold::folds]:
+            predictor = Predictor.open(member.workdir, calibrated=False)
+            asked = predictor.ask(held_out.images)
+            answers.append(np.concatenate([raw.probabilities for _, raw in asked]).astype(float))  # (N, 3)
+            rows.append(
+                {
+                    "member": member.workdir.name,
+                    "fold": fold,
+                    "seed": member.config.seed,
+                    "epoch": predictor.meta["epoch"],
+                    "films": len(held_out.labels),
+                    "weights": predictor.weights[0],
+                    "figures": _figures(metrics.score(held_out.labels, answers[-1])),
+                }
+            )
+        names += held_out.names
+        patients += held_out.patients
+        labels.append(held_out.labels)
+        probabilities.append(np.mean(answers, axis=0))
+    rows.sort(key=lambda row: (row["seed"], row["fold"]))
+    truth, pooled = np.concatenate(labels), np.concatenate(probabilities)
+    measured = {
+        "dataset": {key: held_out.facts[key] for key in ("name", "fingerprint")},
+        "config": config.to_dict(),  # of the first member
+        "patients": len(set(patients)),
+        "members": rows,
+        "mean": _over(rows, statistics.fmean),
+        "standard_deviation": _over(rows, statistics.stdev),
+        "pooled": metrics.score(truth, pooled),
+        "intervals": intervals.intervals(truth, pooled, patients),
+    }
+    with whole(workdir / "predictions.csv") as path:
+        predictions.write(path, names, patients, truth, pooled)
+    with whole(workdir / "crossval.md") as path:
+        path.write_text(document(measured) + "\n")
+    with whole(workdir / "crossval.json") as path:
+        path.write_text(json.dumps(measured, indent=1))
+    return measured
+
+
+def _figures(scores: dict[str, Any]) -> dict[str, float | None]:
+    """Those of the training log; their names need not say that they are of validation films."""
+    return {name.removeprefix("val_"): figure(scores) for name, figure in FIGURES.items()}
+
+
+def _over(rows: Sequence[dict[str, Any]], function: Callable[[list[float]], float]) -> dict[str, float | None]:
+    """`function` of each figure over the members; None where one lacks it."""
+    columns = {name: [row["figures"][name] for row in rows] for name in rows[0]["figures"]}
+    return {name: None if None in values else function(values) for name, values in columns.items()}
+
+
+def document(measured: dict[str, Any]) -> str:
+    """The contents of crossval.md."""
+    config, rows = measured["config"], measured["members"]
+    known = ("member", "fold", "seed", "epoch", "films")
+    table = [[*known, *(name.replace("_", " ") for name in measured["mean"])]]
+    table += [[*(str(row[name]) for name in known), *map(tables.figure, row["figures"].values())] for row in rows]
+    for name in ("mean", "standard_deviation"):
+        table.append([name.replace("_", " "), *[""] * (len(known) - 1), *map(tables.figure, measured[name].values())])
+    folds = config["data"]["folds"]
+    return f"""# Cross-validation
+
+{config["model"]["architecture"]} on {measured["dataset"]["name"]}, {measured["pooled"]["count"]} films of \
+{measured["patients"]} patients in {folds} folds, {len(rows) // folds} seeds.
+
+## Each member on the fold that it did not train on
+
+{tables.markdown(table)}
+
+{NOTE}
+
+## All films out of fold
+
+Each film by the members that did not train on it, their probabilities averaged over the seeds.
+
+```
+{metrics.table(measured["pooled"], measured["intervals"])}
+```"""

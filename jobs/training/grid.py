@@ -1,0 +1,178 @@
+"""A grid of configs: what is typed, the runs that it means, and their ranks."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import difflib
+import itertools
+import math
+import re
+import urllib.parse
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jobs import UsageError, whole
+from jobs.evaluation import tables
+from jobs.training.loop import score
+from jobs.training.plan import FIGURES, flatten
+from jobs.training.runs import Run, seconds
+from model import checkpoint
+
+FILES = ("sweep.md", "sweep.csv")
+
+NOTE = """The figures of a run are those of its best epoch. The first row is the best of many on the same validation
+films, which flatters it: measure it again on films that had no say, or with jobs/crossval.py."""
+
+
+class Cell(NamedTuple):
+    """One cell of the grid."""
+
+    values: dict[str, Any]  # by field
+    run: Run
+
+
+class Row(NamedTuple):
+    """What became of one; without figures where it diverged."""
+
+    cell: Cell
+    figures: dict[str, float | None]  # of the best epoch, by the names of the log
+    epoch: int = 0  # the best
+    parameters: int = 0
+    seconds: float = 0.0  # of all epochs
+
+
+def parse(grid: str, config: ConfigDict) -> dict[str, list[Any]]:
+    """The values of each field of a grid such as `learning_rate=1e-3,2e-3;mixup=0,.2`.
+
+    Raises:
+      UsageError: a field that there is not or that could be several, or a value that is not of its type.
+    """
+    fields = flatten(config.to_dict())
+    parsed: dict[str, list[Any]] = {}
+    for part in filter(None, (part.strip() for part in grid.split(";"))):
+        name, _, texts = part.partition("=")
+        if not name.strip() or not texts.strip():
+            raise UsageError(f"--grid has {part!r}; FIELD=VALUE,VALUE is needed, such as learning_rate=1e-3,2e-3")
+        field = resolve(name.strip(), list(fields))
+        if field.startswith("select."):
+            raise UsageError(f"--grid has {field}, which ranks the runs; set it for all: --config.{field}=VALUE")
+        if field in parsed:
+            raise UsageError(f"--grid has {field} twice; give all of its values at once, separated by commas")
+        # A comma inside of parentheses is one of a tuple.
+        values = [_value(text.strip(), field, fields[field]) for text in re.split(r",(?![^(]*\))", texts)]
+        for value in values:
+            if values.count(value) > 1:
+                raise UsageError(f"--grid has {field}={value} twice; once is enough")
+        parsed[field] = values
+    if not parsed:
+        raise UsageError("--grid is empty; give fields and values, such as 'learning_rate=1e-3,2e-3;mixup=0,.2'")
+    return parsed
+
+
+def resolve(name: str, fields: Sequence[str]) -> str:
+    """The one field that `name` means: its path, the end of that, or the beginning or end of its last part.
+
+    Raises:
+      UsageError: none or several fit; the message lists them.
+    """
+    leaves = {field: field.rpartition(".")[2] for field in fields}
+    for fitting in (
+        [field for field in fields if field == name],
+        [field for field in fields if field.endswith(f".{name}")],
+        [field for field, leaf in leaves.items() if leaf.startswith(name) or leaf.endswith(name)],
+    ):
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UsageError(f"--grid has {name!r}, which could be {' or '.join(fitting)}; write one of them out")
+    near = difflib.get_close_matches(name.rpartition(".")[2], leaves.values())
+    meant = [field for field, leaf in leaves.items() if leaf in near]
+    known = f"did you mean {' or '.join(meant)}?" if meant else f"known: {', '.join(fields)}"
+    raise UsageError(f"--grid has {name!r}, which is no field; {known}")
+
+
+def _value(text: str, field: str, default: Any) -> Any:
+    """`text` as a value of the type that `default` has."""
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is tuple:
+            values = ast.literal_eval(text)
+            if not isinstance(values, tuple) or {type(value) for value in values} != {type(value) for value in default}:
+                raise ValueError
+            return values
+        return kind(text)
+    except (ValueError, KeyError, SyntaxError, TypeError) as error:
+        raise UsageError(f"--grid has {field}={text}; {text!r} is no {kind.__name__} as {default!r} is") from error
+
+
+def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
+    """The cells of the grid; their folders are named for their values, whatever order the grid was typed in."""
+    cells = []
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(values)
+        name = ",".join(f"{field}={_text(values[field])}" for field in sorted(values))
+        folder = urllib.parse.quote(name, safe="=,.+-()")  # a value may be a path
+        cells.append(Cell(values, Run(name, workdir / folder, changed)))
+    return cells
+
+
+def _text(value: Any) -> str:
+    return str(value).replace(" ", "")
+
+
+def rank(cells: Sequence[Cell], diverged: Container[Path], select: ConfigDict) -> list[Row]:
+    """A row a cell, the best first and those that diverged last.
+
+    Args:
+      cells: those of `plan`, trained.
+      diverged: workdirs of those that did.
+      select: config.select, by whose metric they are ranked.
+    """
+    rows = []
+    for cell in cells:
+        if cell.run.workdir in diverged:
+            rows.append(Row(cell, {}))
+            continue
+        meta = checkpoint.load(cell.run.workdir, "best").meta
+        parameters = sum(
+            math.prod(entry["shape"]) for name, entry in meta["arrays"].items() if name.startswith("variables/params/")
+        )
+        figures = {name: meta["metrics"][name] for name in FIGURES}
+        rows.append(Row(cell, figures, meta["epoch"], parameters, round(seconds(cell.run.workdir), 1)))
+
+    # A best epoch of a score that is not finite has no place among the others, either.
+    return sorted(rows, key=lambda row: score(row.figures, select) if row.figures else -math.inf, reverse=True)
+
+
+def document(rows: Sequence[Row], metric: str) -> str:
+    """The contents of sweep.md."""
+    figures = [metric, *(name for name in FIGURES if name != metric)]
+    table = [[*rows[0].cell.values, *figures, "epoch", "parameters", "time"]]
+    for row in rows:
+        values = [_text(value) for value in row.cell.values.values()]
+        if row.figures:
+            cost = [str(row.epoch), f"{row.parameters:,}", tables.duration(row.seconds)]
+            table.append([*values, *(tables.figure(row.figures[name]) for name in figures), *cost])
+        else:
+            table.append([*values, "diverged", *[""] * (len(figures) + 2)])
+    return f"# {len(rows)} runs by {metric}\n\n{tables.markdown(table)}\n\n{NOTE}"
+
+
+def write(rows: Sequence[Row], metric: str, workdir: Path) -> None:
+    """Writes sweep.md and sweep.csv; where a run diverged, the cells of its figures are empty."""
+    with whole(workdir / "sweep.md") as path:
+        path.write_text(document(rows, metric) + "\n")
+    with whole(workdir / "sweep.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["run", *rows[0].cell.values, *FIGURES, "epoch", "parameters", "seconds"])
+        writer.writeheader()
+        for row in rows:
+            cost = {"epoch": row.epoch, "parameters": row.parameters, "seconds": row.seconds} if row.figures else {}
+            writer.writerow({"run": row.cell.run.workdir.name} | row.cell.values | row.figures | cost)

@@ -1,0 +1,172 @@
+"""Grids name fields and values that there are; each cell is a run, ranked by what selects."""
+
+import csv
+import io
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from configs import base
+from jobs import UsageError
+from jobs.evaluation import tables
+from jobs.training import grid, loop, runs, steps
+from jobs.training.plan import FIGURES
+from model import checkpoint
+from tests.jobs.test_crossval import tiny
+from tests.jobs.test_loop import log
+
+
+def test_fields_are_named_by_path_end_or_part():
+    parsed = grid.parse("learning_rate=1e-3, 2e-3; mixup=0,.2;data.folds=3;fold=0,1,2;resume=False", base.get_config())
+    assert parsed == {
+        "optimizer.learning_rate": [0.001, 0.002],
+        "mixup_alpha": [0.0, 0.2],
+        "data.folds": [3],
+        "data.fold": [0, 1, 2],
+        "resume": [False],
+    }
+    assert {field: type(values[0]) for field, values in parsed.items()} == {
+        "optimizer.learning_rate": float,
+        "mixup_alpha": float,
+        "data.folds": int,
+        "data.fold": int,
+        "resume": bool,
+    }
+    made = base.get_config()
+    made.model.options.widths = (8, 16)
+    assert grid.parse("options.widths=(4, 8),(8,);balance=none,loss", made) == {
+        "model.options.widths": [(4, 8), (8,)],
+        "data.balance": ["none", "loss"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("decay=0,1", "--grid has 'decay', which could be ema_decay or optimizer.weight_decay; write one of them out"),
+        ("learning_rat=1", None),
+        ("lerning_rate=1", "--grid has 'lerning_rate', which is no field; did you mean optimizer.learning_rate?"),
+        ("optimiser.momentun=1", "which is no field; did you mean optimizer.momentum?"),
+        ("zzz=1", "--grid has 'zzz', which is no field; known: augment.blur, "),
+        ("epochs=3,many", "--grid has epochs=many; 'many' is no int as 60 is"),
+        ("epochs=1.5", "--grid has epochs=1.5; '1.5' is no int as 60 is"),
+        ("mixup=a", "--grid has mixup_alpha=a; 'a' is no float as 0.2 is"),
+        ("resume=1", "--grid has resume=1; '1' is no bool as True is"),
+        ("widths=8,16", "--grid has model.options.widths=8; '8' is no tuple as (4, 8) is"),
+        ("widths=(8,a)", "'(8,a)' is no tuple as (4, 8) is"),
+        ("epochs", "--grid has 'epochs'; FIELD=VALUE,VALUE is needed, such as learning_rate=1e-3,2e-3"),
+        ("=1", "--grid has '=1'; FIELD=VALUE,VALUE is needed"),
+        ("epochs=1,2,1", "--grid has epochs=1 twice; once is enough"),
+        ("epochs=1;epochs=2", "--grid has epochs twice; give all of its values at once, separated by commas"),
+        ("metric=val_loss", "--grid has select.metric, which ranks the runs; set it for all: --config.select.metric="),
+        (" ; ", "--grid is empty; give fields and values"),
+    ],
+)
+def test_grids_that_cannot_be_meant(typed, message):
+    made = base.get_config()
+    made.model.options.widths = (4, 8)
+    if message is None:  # the beginning of a name
+        assert grid.parse(typed, made) == {"optimizer.learning_rate": [1.0]}
+        return
+    with pytest.raises(UsageError) as error:
+        grid.parse(typed, made)
+    assert message in str(error.value)
+
+
+def test_values_out_of_bounds_are_refused_before_anything_is_trained(phantom_data, tmp_path):
+    cells = grid.plan(tiny(phantom_data), tmp_path, {"mixup_alpha": [0.0, -1.0]})
+    with pytest.raises(UsageError, match=r"config.mixup_alpha is -1.0; it must be from 0 to 100"):
+        runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_are_named_for_the_values_in_any_order(tmp_path):
+    one, other = (
+        grid.plan(base.get_config(), tmp_path, dict(typed))
+        for typed in ([("epochs", [2]), ("data.dir", ["a/b"])], [("data.dir", ["a/b"]), ("epochs", [2])])
+    )
+    assert one[0].run.workdir == other[0].run.workdir == tmp_path / "data.dir=a%2Fb,epochs=2"
+    assert one[0].run.config.data.dir == "a/b" and one[0].run.config.epochs == 2
+
+
+def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch):
+    made = tiny(phantom_data, **{"select.metric": "val_binary_auroc", "select.mode": "max", "max_skipped_steps": 2})
+    real = steps.make_train_step
+
+    def poisoned(module, optimizer, recipe, *args):
+        step = real(module, optimizer, recipe, *args)
+        if recipe.mixup_alpha < 0.5:
+            return step
+
+        def nan_step(state, data, indices):
+            state, measured = step(state, data, indices)
+            return state, measured | {"skipped": np.float32(1), "loss": np.float32("nan")}
+
+        return nan_step
+
+    monkeypatch.setattr(steps, "make_train_step", poisoned)
+
+    def swept(typed):
+        cells = grid.plan(made, tmp_path, grid.parse(typed, made))
+        text = io.StringIO()
+        diverged = runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=text, width=200))
+        rows = grid.rank(cells, diverged, made.select)
+        grid.write(rows, made.select.metric, tmp_path)
+        return rows, diverged, text.getvalue()
+
+    rows, diverged, printed = swept("mixup=1.,0.")
+    assert [path.name for path in diverged] == ["mixup_alpha=1.0"]
+    assert "1 of 2: mixup_alpha=1.0 diverged: 2 steps in a row gave no finite loss" in printed
+    assert [(row.cell.values, row.figures == {}) for row in rows] == [
+        ({"mixup_alpha": 0.0}, False),
+        ({"mixup_alpha": 1.0}, True),
+    ]
+    logged = log(tmp_path / "mixup_alpha=0.0")
+    best = max(logged, key=lambda epoch: epoch["val_binary_auroc"])
+    assert {name: best[name] for name in FIGURES} == rows[0].figures and rows[0].epoch == best["epoch"]
+    assert rows[0].seconds == pytest.approx(sum(epoch["seconds"] for epoch in logged), abs=0.1)
+    weights = checkpoint.load(tmp_path / "mixup_alpha=0.0").variables["params"]
+    assert rows[0].parameters == sum(leaf.size for leaf in jax.tree.leaves(weights))
+    assert "| 1.0         |         diverged |" in (tmp_path / "sweep.md").read_text()
+
+    trained = []
+    train = loop._train
+    monkeypatch.setattr(loop, "_train", lambda given, *rest: trained.append(given.mixup_alpha) or train(given, *rest))
+    rows, _, printed = swept("mixup=0.,.1")
+    assert trained == [0.1] and "1 of 2: mixup_alpha=0.0, finished before" in printed
+    assert rows[0].figures["val_binary_auroc"] >= rows[1].figures["val_binary_auroc"]
+    head, _, first, _ = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line.startswith("|")]
+    assert head.startswith("| mixup_alpha | val_binary_auroc | val_loss |")
+    assert first.split()[1:4:2] == [
+        str(rows[0].cell.values["mixup_alpha"]),
+        f"{rows[0].figures['val_binary_auroc']:.4f}",
+    ]
+    written = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [row["run"] for row in written] == [row.cell.run.workdir.name for row in rows]
+    assert [float(row["val_loss"]) for row in written] == [row.figures["val_loss"] for row in rows]
+
+
+@pytest.mark.parametrize(("mode", "order"), [("min", ["b", "a", "c"]), ("max", ["a", "b", "c"])])
+def test_ranks(tmp_path, monkeypatch, mode, order):
+    losses = {"a": 2.0, "b": 1.0, "c": None}
+    cells = [grid.Cell({"dtype": name}, runs.Run(name, tmp_path / name, base.get_config())) for name in "cab"]
+    select = ConfigDict({"metric": "val_loss", "mode": mode})
+    monkeypatch.setattr(grid, "seconds", lambda workdir: 1.0)
+    monkeypatch.setattr(
+        grid.checkpoint,
+        "load",
+        lambda workdir, which: SimpleNamespace(
+            meta={"arrays": {}, "epoch": 1, "metrics": dict.fromkeys(FIGURES, 0.0) | {"val_loss": losses[workdir.name]}}
+        ),
+    )
+    assert [row.cell.values["dtype"] for row in grid.rank(cells, {}, select)] == order
+
+
+def test_a_table_is_padded_and_times_are_short():
+    assert tables.markdown([("a", "long"), ("wider", "1")]) == "| a     | long |\n| ----- | ---: |\n| wider |    1 |"
+    assert [tables.duration(seconds) for seconds in (40, 100, 7500)] == ["40 s", "2 min", "2 h 05 min"]
+    assert tables.figure(None) == "" and tables.figure(0.12345) == "0.1235"
