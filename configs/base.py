@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     config.data.dataset = "chest_xray"  # chest_xray | phantom
     config.data.folds = 0  # 0: the splits as prepared | n: train and validation pooled and dealt into n by patient
     config.data.fold = 0  # which fold is held out, from 0
-    config.data.image_size = 112  # px, of the network's input
-    config.data.mean = 0.48  # of the training films' pixels in [0, 1]
-    config.data.std = 0.24
+    config.data.image_size = 112  # px, of the network's input as it is evaluated and served
+    config.data.side = 1.0  # of the middle of the film that is evaluated and served, as a part of the film's
+    config.data.train_size = 0  # px, of the augmented views it is trained on; 0: image_size
     config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class)
     config.data.resident = "auto"  # true: on every device | false: decoded as needed | auto: true where they fit
 

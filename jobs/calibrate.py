@@ -63,7 +63,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     """
     predictor = Predictor.open(directory, calibrated=False)
     dataset = predictor.meta["dataset"]
-    train, validation = (films.read(data_dir, dataset["name"], split) for split in ("train", "validation"))
+    train, validation = (films.read_as_trained(predictor.metas, data_dir, split) for split in ("train", "validation"))
     if train.facts["fingerprint"] != dataset["fingerprint"]:
         raise JobError(
             f"{data_dir} holds another {dataset['name']} than {directory} was trained on: films it has seen would pass "

@@ -44,7 +44,7 @@ _UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, 
 def main(arguments: list[str]) -> None:
     del arguments
     predictor = Predictor.open(Path(_CHECKPOINT.value))
-    split = films.read(Path(_DATA_DIR.value), predictor.meta["dataset"]["name"], _SPLIT.value)
+    split = films.read_as_trained(predictor.metas, Path(_DATA_DIR.value), _SPLIT.value)
     measured, written = report.write(
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
     )

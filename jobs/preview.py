@@ -21,7 +21,7 @@ from jobs import run
 from jobs.datasets import films
 from jobs.training.augment import augment
 from model.labels import CLASSES
-from model.preprocess import to_input
+from model.preprocess import sample
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _OUT = flags.DEFINE_string("out", "preview.png", "The PNG to write.")
@@ -42,22 +42,22 @@ def main(arguments: list[str]) -> None:
 def sheet(config: ConfigDict) -> Image.Image:
     """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
     split = films.read(Path(config.data.dir), config.data.dataset, "train")
-    size, mean, std = config.data.image_size, config.data.mean, config.data.std
+    size = config.data.train_size or config.data.image_size
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
     chosen = np.concatenate(rows)
     images = jnp.asarray(split.images[chosen])
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(config.seed), index))(
         np.arange(len(chosen) * VIEWS)
     )
-    views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, mean, std, config.augment.to_dict())
-    plain = to_input(images, size, mean, std)
-    tiles = np.concatenate([plain[:, None], views.reshape(len(chosen), VIEWS, *views.shape[1:])], axis=1)[..., 0]
-    pixels = np.clip((tiles * std + mean) * 255, 0, 255).astype(np.uint8)  # (rows, columns, size, size)
+    views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, config.augment.to_dict())
+    plain = jax.vmap(lambda image: sample(image, jnp.eye(2, 3), size))(images) / 255
+    tiles = jnp.concatenate([plain[:, None], views.reshape(len(chosen), VIEWS, size, size)], axis=1)
+    pixels = np.round(np.asarray(tiles) * 255).astype(np.uint8)  # (rows, columns, size, size)
 
     step = size + GAP_PX
     page = Image.new("L", ((VIEWS + 1) * step + GAP_PX, TITLE_PX + len(chosen) * (step + TITLE_PX)), 32)
     draw = ImageDraw.Draw(page)
-    draw.text((GAP_PX, 2), f"left: as evaluated; then {VIEWS} training views at {size} px", fill=255)
+    draw.text((GAP_PX, 2), f"left: the film; then {VIEWS} training views at {size} px", fill=255)
     for row, index in enumerate(chosen):
         top = TITLE_PX + row * (step + TITLE_PX)
         draw.text((GAP_PX, top + 1), f"{CLASSES[split.labels[index]]}: {split.names[index]}", fill=200)

@@ -42,9 +42,10 @@ class Member:
     """One network, and how films become its input."""
 
     module: nn.Module
-    image_size: int
-    mean: float
-    std: float
+    image_size: int  # px
+    side: float  # of the middle of the film that it sees, as a part of the film's
+    mean: float | None  # that every film is standardised with; None: each with its own
+    std: float | None
 
 
 class Raw(NamedTuple):
@@ -80,7 +81,13 @@ class Predictor:
                     raise checkpoint.CheckpointError(f"the checkpoint's {key} are {meta.get(key)}; needed: {wanted}")
         self.storage_size: int = self.meta["storage_size"]
         self.members = tuple(
-            Member(registry.build(m["architecture"], m["options"]), m["image_size"], m["mean"], m["std"])
+            Member(
+                registry.build(m["architecture"], m["options"]),
+                m["image_size"],
+                m.get("side", 1.0),
+                m.get("mean"),
+                m.get("std"),
+            )
             for m in self.metas
         )
         self.variables = jax.device_put(
@@ -197,14 +204,14 @@ class Predictor:
 def _ask(members: tuple[Member, ...], variables: list[Any], images: jax.Array, method: str | None) -> Raw:
     probabilities, features, maps = [], [], []
     for member, weights in zip(members, variables, strict=True):
-        inputs = preprocess.to_input(images, member.image_size, member.mean, member.std)
+        inputs = preprocess.to_input(images, member.image_size, member.side, member.mean, member.std)
         a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
         features.append(layers.global_average_pool(a))
         if method is None:
             logits = jnp.asarray(member.module.apply(weights, a, method="classify"))
         else:
             logits, heatmaps = gradcam.explain_features(member.module, weights, a, method, target="against_normal")
-            maps.append(heatmaps.maps)
+            maps.append(preprocess.from_middle(heatmaps.maps, member.side))
         probabilities.append(jax.nn.softmax(logits))
     mean = jnp.mean(jnp.stack(probabilities), axis=0)
     return Raw(mean, tuple(features), gradcam.average(maps) if maps else None)

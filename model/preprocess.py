@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
+MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
@@ -122,16 +123,54 @@ def sample(image: jax.Array, affine: jax.Array, size: int) -> jax.Array:
     return (upper * (1 - down) + lower * down).reshape(size, size)
 
 
-def standardise(pixels: jax.Array, mean: float, std: float) -> jax.Array:
-    """(..., H, W) in [0, 1] -> (..., H, W, 1) with `mean` subtracted and divided by `std`."""
+def standardise(pixels: jax.Array, mean: float | None = None, std: float | None = None) -> jax.Array:
+    """(..., H, W) in [0, 1] -> (..., H, W, 1) of mean 0 and standard deviation 1.
+
+    Each film by its own mean and deviation, so that exposure and contrast are gone; or by those of a whole training
+    set where they are given. A film that is nearly blank stays faint rather than becoming all noise.
+    """
+    if mean is None or std is None:
+        pixels = pixels - pixels.mean(axis=(-2, -1), keepdims=True)
+        deviation = jnp.sqrt((pixels**2).mean(axis=(-2, -1), keepdims=True))
+        return (pixels / jnp.maximum(deviation, MIN_DEVIATION))[..., None]
     return ((pixels - mean) / std)[..., None]
 
 
-def to_input(images: jax.Array, size: int, mean: float, std: float) -> jax.Array:
-    """(N, H, W) uint8 films -> (N, size, size, 1) float32, what a network is evaluated and served on."""
-    identity = jnp.eye(2, 3)
-    pixels = jax.vmap(lambda image: sample(image, identity, size))(images)
+def to_input(
+    images: jax.Array, size: int, side: float = 1.0, mean: float | None = None, std: float | None = None
+) -> jax.Array:
+    """What a network is evaluated and served on.
+
+    Args:
+      images: (N, H, W) uint8 films.
+      size: side of the result, px.
+      side: of the middle of the film that is seen, as a part of the film's.
+      mean: as `standardise`.
+      std: likewise.
+
+    Returns:
+      (N, size, size, 1) float32, standardised.
+    """
+    pixels = jax.vmap(lambda image: sample(image, side * jnp.eye(2, 3), size))(images)
     return standardise(pixels / 255, mean, std)
+
+
+def from_middle(maps: jax.Array, side: float) -> jax.Array:
+    """Maps of the middle of films, as `to_input` saw it -> maps of the whole films, 0 where it did not look.
+
+    Args:
+      maps: (..., h, w) float.
+      side: of the middle, as a part of the film's.
+
+    Returns:
+      (..., h', w') float32, cells of about the same size.
+    """
+    if side == 1:
+        return maps
+    cells = round(maps.shape[-1] / side)
+    place = jnp.abs((jnp.arange(cells) + 0.5) * (2 / cells) - 1) < side
+    whole = jax.vmap(lambda one: sample(one, jnp.eye(2, 3) / side, cells))(maps.reshape(-1, *maps.shape[-2:]))
+    return (whole * (place[:, None] & place)).reshape(*maps.shape[:-2], cells, cells)
 
 
 def _to_gray(image: Image.Image) -> np.ndarray:

@@ -163,6 +163,7 @@ class Split:
     labels: np.ndarray  # (N,) int32
     names: list[str]
     patients: list[str]
+    sizes: np.ndarray  # (N, 2) int32, height and width of the source, px
     masks: np.ndarray | None  # (N, S, S) bool, where the dataset knows the lesions
     facts: dict[str, Any]  # name, fingerprint, storage_size, source, license, citation
 
@@ -241,16 +242,18 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True, folds: 
         images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, rows, size)
         masks = np.empty((count, size, size), bool) if has_mask else None
         labels, names, patients = np.empty(count, np.int32), [], []
+        sizes = np.empty((count, 2), np.int32)
         for index, row in enumerate(rows):
             example = examples[row]
             labels[index] = example["label"]
             names.append(example["name"].decode())
             patients.append(example["patient"].decode())
+            sizes[index] = example["height"], example["width"]
             if isinstance(images, np.ndarray):
                 images[index] = _pixels(example["image"])
             if masks is not None:
                 masks[index] = _pixels(example["mask"]) > 0
-    return Split(images, labels, names, patients, masks, _facts(builder))
+    return Split(images, labels, names, patients, sizes, masks, _facts(builder))
 
 
 class _Known(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from model.preprocess import sample, standardise
+from model.preprocess import sample
 
 
 def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
@@ -79,21 +79,17 @@ def _erase_corners(key: jax.Array, image: jax.Array, strength: Mapping[str, floa
     return jnp.where(erased, image.mean(), image)
 
 
-def augment(
-    keys: jax.Array, images: jax.Array, size: int, mean: float, std: float, strength: Mapping[str, float]
-) -> jax.Array:
-    """What the network sees of stored films while it trains.
+def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str, float]) -> jax.Array:
+    """Random views of stored films, to be standardised as films are.
 
     Args:
       keys: (N,) keys, one an example.
       images: (N, H, W) uint8.
       size: side of the result, px.
-      mean: subtracted after scaling to [0, 1].
-      std: divided by after that.
-      strength: the fields of `config.augment`; with all of them off this is the evaluation transform.
+      strength: the fields of `config.augment`; with all of them off the whole film is seen.
 
     Returns:
-      (N, size, size, 1) float32, standardised.
+      (N, size, size) float32 in [0, 1].
     """
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -102,6 +98,6 @@ def augment(
         pixels = _intensity(tone, pixels, strength)
         if strength["erase_probability"]:
             pixels = _erase_corners(corners, pixels, strength)
-        return standardise(pixels, mean, std)
+        return pixels
 
     return jax.vmap(one)(keys, images)

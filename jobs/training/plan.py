@@ -40,8 +40,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "data.folds": (0, math.inf),
     "data.fold": (0, math.inf),
     "data.image_size": (32, 1024),
-    "data.mean": (0, 1),
-    "data.std": (0.001, 10),
+    "data.train_size": (0, 1024),
+    "data.side": (0.1, 1),
     "model.options.dropout": (0, 0.99),
     "augment.crop_area_min": (0.01, 1),
     "augment.crop_log_aspect": (0, 2),
@@ -165,13 +165,15 @@ def compile_steps(
         head_l2=config.head_l2,
         ema_decay=config.ema_decay,
     )
-    image = steps.Input(config.data.image_size, config.data.mean, config.data.std)
+    size = config.data.image_size
     return Compiled(
         order=order,
         learning_rate=learning_rate,
-        state=steps.create_state(module, optimizer, config.seed, config.data.image_size),
-        train_step=steps.make_train_step(module, optimizer, recipe, image, config.seed, devices, resident, collectives),
-        eval_step=steps.make_eval_step(module, image, devices, resident),
+        state=steps.create_state(module, optimizer, config.seed, size),
+        train_step=steps.make_train_step(
+            module, optimizer, recipe, config.data.train_size or size, config.seed, devices, resident, collectives
+        ),
+        eval_step=steps.make_eval_step(module, size, config.data.side, devices, resident),
         synced=synced,
     )
 

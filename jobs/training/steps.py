@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jobs.training.augment import augment
 from jobs.training.data import Films, Layout
 from model.labels import CLASSES
-from model.preprocess import to_input
+from model.preprocess import standardise, to_input
 
 AXIS = "batch"
 
@@ -29,14 +29,6 @@ class State(flax.struct.PyTreeNode):
     batch_stats: Any
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
     opt_state: optax.OptState
-
-
-class Input(NamedTuple):
-    """How a stored film becomes a network's input."""
-
-    size: int  # px
-    mean: float  # of pixels in [0, 1]
-    std: float
 
 
 class Recipe(NamedTuple):
@@ -93,7 +85,7 @@ def make_train_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
-    image: Input,
+    size: int,
     seed: int,
     devices: Sequence[jax.Device],
     resident: bool = True,
@@ -126,8 +118,8 @@ def make_train_step(
 
         def films(which: int) -> tuple[jax.Array, jax.Array]:
             chosen = indices[:, which]
-            views = augment(keys(jax.random.fold_in(augment_key, which)), data.images[chosen], *image, recipe.augment)
-            return views, jax.nn.one_hot(data.labels[chosen], len(CLASSES))
+            views = augment(keys(jax.random.fold_in(augment_key, which)), data.images[chosen], size, recipe.augment)
+            return standardise(views), jax.nn.one_hot(data.labels[chosen], len(CLASSES))
 
         inputs, targets = films(0)
         if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2
@@ -189,14 +181,16 @@ def make_idle_step(devices: Sequence[jax.Device]) -> TrainStep:
     )
 
 
-def make_eval_step(module: nn.Module, image: Input, devices: Sequence[jax.Device], resident: bool = True) -> EvalStep:
+def make_eval_step(
+    module: nn.Module, size: int, side: float, devices: Sequence[jax.Device], resident: bool = True
+) -> EvalStep:
     """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, 3) logits.
 
     The films are as those of a training step. The logits of all devices are gathered, so that every process holds them.
     """
 
     def step(variables: Any, data: Films, indices: jax.Array) -> jax.Array:
-        inputs = to_input(data.images[indices], *image)
+        inputs = to_input(data.images[indices], size, side)
         return jax.lax.all_gather(module.apply(variables, inputs, train=False), AXIS)
 
     return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None if resident else 0, 0), out_axes=None)

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from jobs.training.augment import augment
-from model.preprocess import to_input
+from model.preprocess import standardise, to_input
 
 STRENGTH = base.get_config().augment.to_dict()
 OFF = dict.fromkeys(STRENGTH, 0.0) | {"crop_area_min": 1.0}
@@ -24,28 +24,28 @@ def films():
 
 def view(films, key=0, **changes):
     keys = jax.random.split(jax.random.key(key), len(films))
-    return np.asarray(augment(keys, films, 32, 0.0, 1.0, OFF | changes))[..., 0]
+    return np.asarray(augment(keys, films, 32, OFF | changes))
 
 
 def test_off_is_the_evaluation_transform(films):
     keys = jax.random.split(jax.random.key(0), 4)
-    views = augment(keys, films, 48, 0.48, 0.24, OFF)
-    assert np.allclose(views, to_input(films, 48, 0.48, 0.24), atol=1e-5)
+    views = augment(keys, films, 48, OFF)
+    assert np.allclose(standardise(views), to_input(films, 48), atol=1e-5)
 
 
 def test_an_example_depends_on_its_own_key_alone(films):
     keys = jax.random.split(jax.random.key(1), 4)
-    together = augment(keys, films, 32, 0.48, 0.24, STRENGTH)
-    alone = augment(keys[2:3], films[2:3], 32, 0.48, 0.24, STRENGTH)
+    together = augment(keys, films, 32, STRENGTH)
+    alone = augment(keys[2:3], films[2:3], 32, STRENGTH)
     assert np.allclose(together[2], alone[0], atol=1e-6)
-    other = augment(keys[1:2], films[2:3], 32, 0.48, 0.24, STRENGTH)
+    other = augment(keys[1:2], films[2:3], 32, STRENGTH)
     assert not np.allclose(together[2], other[0], atol=1e-2)
 
 
 def test_everything_on_is_finite_and_in_range(films):
     keys = jax.random.split(jax.random.key(2), 4)
-    views = np.asarray(augment(keys, films, 32, 0.0, 1.0, STRENGTH))
-    assert views.shape == (4, 32, 32, 1)
+    views = np.asarray(augment(keys, films, 32, STRENGTH))
+    assert views.shape == (4, 32, 32)
     assert np.isfinite(views).all() and views.min() >= 0 and views.max() <= 1
 
 

@@ -52,7 +52,7 @@ def opened(tmp_path_factory):
 
 def test_probabilities_are_the_networks(opened):
     variables, predictor = opened
-    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(variables, to_input(FILMS, 32, 0.5, 0.25)))
+    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(variables, to_input(FILMS, 32, 1.0, 0.5, 0.25)))
     answers = list(predictor.predict(FILMS))
     assert len(answers) == 37
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-6)
@@ -114,7 +114,7 @@ def test_another_architecture_lists_what_does_not_fit(tmp_path):
 def test_kernels_of_16_bits_are_served_in_32(tmp_path):
     variables = save(tmp_path, lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), variables)
-    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(rounded, to_input(FILMS[:2], 32, 0.5, 0.25)))
+    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(rounded, to_input(FILMS[:2], 32, 1.0, 0.5, 0.25)))
     answers = [answer.probabilities for answer in Predictor.open(tmp_path).predict(FILMS[:2])]
     np.testing.assert_allclose(answers, expected, atol=1e-6)
 
@@ -144,7 +144,7 @@ def vivid_variables():
     module = build(META["architecture"], META["options"])
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: leaf + random.uniform(0.1, 0.4, leaf.shape).astype(np.float32), started())
-    inputs = to_input(jnp.asarray(VARIED), 32, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED), 32, 1.0, META["mean"], META["std"])
     pooled = np.asarray(module.apply(variables, inputs, method="features")).mean((1, 2))  # (40, 8)
     kernel = random.normal(size=(8, 3))
     kernel *= 2 / (pooled @ kernel).std(0)
@@ -222,7 +222,7 @@ def test_two_shapes_are_compiled_in_all(run):
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_heat_maps_explain_the_odds_against_normal(run, vivid_predictor, method):
     answers = list(vivid_predictor.predict(VARIED[:2], method))
-    inputs = to_input(jnp.asarray(VARIED[:2]), 32, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32, 1.0, META["mean"], META["std"])
     module = build("cnn", META["options"])
     _, expected = gradcam.explain(module, run[1], inputs, method, target="against_normal")
     for index, answer in enumerate(answers):
@@ -394,7 +394,7 @@ def test_an_ensemble_answers_with_the_mean(run, tmp_path):
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-4)
 
     module = build("cnn", META["options"])
-    inputs = to_input(jnp.asarray(VARIED[:2]), 32, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32, 1.0, META["mean"], META["std"])
     maps = [
         gradcam.explain(module, variables, inputs, "hirescam", target="against_normal")[1].maps
         for variables in (run[1], other, run[1])

@@ -156,11 +156,41 @@ def test_resize():
 
 def test_to_input():
     images = jnp.asarray(np.stack([FILM[:72, :72], FILM[:72, 18:90]]))
-    np.testing.assert_allclose(preprocess.to_input(images, 72, 0, 1)[..., 0] * 255, images, atol=1e-3)
+    np.testing.assert_allclose(preprocess.to_input(images, 72, 1, 0, 1)[..., 0] * 255, images, atol=1e-3)
     halves = np.asarray(images, float).reshape(2, 36, 2, 36, 2).mean((2, 4))
     np.testing.assert_allclose(
-        preprocess.to_input(images, 36, 0.5, 0.25)[..., 0], (halves / 255 - 0.5) / 0.25, atol=1e-4
+        preprocess.to_input(images, 36, 1, 0.5, 0.25)[..., 0], (halves / 255 - 0.5) / 0.25, atol=1e-4
     )
+
+
+def test_a_film_is_standardised_by_itself():
+    images = jnp.asarray(np.stack([FILM[:72, :72], FILM[:72, 18:90] // 2 + 30]))
+    found = np.asarray(preprocess.to_input(images, 72)[..., 0], float)
+    pixels = np.asarray(images, float)
+    mean, deviation = pixels.mean(axis=(1, 2), keepdims=True), pixels.std(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found, (pixels - mean) / deviation, atol=1e-3)
+    np.testing.assert_allclose(preprocess.to_input(images // 2 + 40, 72)[..., 0], found, atol=0.05)  # but for rounding
+
+
+def test_the_middle_of_a_film_and_back():
+    images = jnp.asarray(FILM[:72, :72][None])
+    middle = preprocess.to_input(images, 36, 0.5, 0, 1)[..., 0]
+    np.testing.assert_allclose(middle * 255, images[:, 18:54, 18:54], atol=1e-3)
+    whole = np.asarray(preprocess.from_middle(middle, 0.5))
+    assert whole.shape == (1, 72, 72)
+    np.testing.assert_allclose(whole[:, 18:54, 18:54], middle, atol=1e-5)
+    outside = np.ones((72, 72), bool)
+    outside[18:54, 18:54] = False
+    assert (whole[:, outside] == 0).all()
+    np.testing.assert_array_equal(preprocess.from_middle(middle, 1.0), middle)
+    stacked = preprocess.from_middle(jnp.stack([middle, 2 * middle]), 0.5)
+    np.testing.assert_allclose(stacked[1], 2 * whole, atol=1e-5)
+
+
+def test_a_blank_film_stays_faint():
+    films = np.full((1, 72, 72), 100, np.uint8)
+    films[0, 0, 0] = 101
+    assert np.abs(preprocess.to_input(jnp.asarray(films), 72)).max() < 0.21  # 1/255 over the smallest deviation, .02
 
 
 @pytest.mark.parametrize(
