@@ -22,6 +22,7 @@ import numpy as np
 from absl import flags
 
 from jobs import JobError, run
+from jobs.evaluation import cards
 from model import checkpoint
 from model.calibration import FILE, Calibration
 
@@ -83,7 +84,11 @@ def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name.isdigit() or entry.name.startswith(checkpoint.MEMBER) or entry.name in (FILE, ATTRIBUTION)
+    return (
+        entry.name.isdigit()
+        or entry.name.startswith(checkpoint.MEMBER)
+        or entry.name in (FILE, ATTRIBUTION, cards.FILE)
+    )
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -91,8 +92,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
         facts={
             "dataset": {key: dataset[key] for key in ("name", "fingerprint")},
             "split": "validation",
-            "films": len(labels),
             "prior": prior,
+            "splits": {name: _counts(split) for name, split in (("train", train), ("validation", validation))},
             **losses,
             "figures": _figures(labels, after, validation.patients),
         },
@@ -111,6 +112,16 @@ def _ask(predictor: Predictor, split: films.Split, what: str) -> tuple[np.ndarra
     probabilities = np.concatenate([raw.probabilities for raw in asked]).astype(float)
     features = zip(*(raw.features for raw in asked), strict=True)
     return probabilities, [np.concatenate(of_member) for of_member in features]
+
+
+def _counts(split: films.Split) -> dict[str, Any]:
+    """How much there was to learn and to fit from."""
+    classes = np.bincount(split.labels, minlength=len(CLASSES)).tolist()
+    return {
+        "films": len(split.labels),
+        "patients": len(set(split.patients)),
+        "classes": dict(zip(CLASSES, classes, strict=True)),
+    }
 
 
 def _figures(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict[str, list[float]]:

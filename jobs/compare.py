@@ -9,48 +9,20 @@ An interval without 0 is a difference that the choice of patients does not expla
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from jobs import JobError, UsageError, run
-from jobs.evaluation import comparison, metrics
+from jobs.evaluation import comparison, predictions
+from jobs.evaluation.predictions import Predictions
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
 
 
-class Predictions(NamedTuple):
-    """What `evaluate.py` wrote, by name."""
-
-    names: list[str]
-    patients: list[str]
-    labels: np.ndarray  # (N,) int
-    probabilities: np.ndarray  # (N, 3)
-
-
-def read(path: Path) -> Predictions:
-    """Reads predictions.csv, sorted by name; JobError where it is none."""
-    try:
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
-        labels = np.array([CLASSES.index(row["label"]) for row in rows])
-        probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
-        probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
-        metrics.check(labels, probabilities)
-        return Predictions([row["name"] for row in rows], [row["patient"] for row in rows], labels, probabilities)
-    except OSError as error:
-        raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise JobError(f"{path} holds no predictions ({error}); python jobs/evaluate.py writes them") from error
-
-
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise UsageError(f"{len(arguments)} files given; two are compared: python jobs/compare.py A.csv B.csv")
-    first, second = (read(Path(argument)) for argument in arguments)
+    first, second = (predictions.read(Path(argument)) for argument in arguments)
     if first.names != second.names or (first.labels != second.labels).any():
         missing = set(first.names) ^ set(second.names)
         what = f"{len(missing)} films are in one alone, such as {min(missing)}" if missing else "their labels differ"

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 from jobs.evaluation.shifts import rotation
+from jobs.evaluation.tables import markdown
 from model import gradcam
 from model.predictor import Predictor
 
@@ -224,13 +225,19 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     return methods[int(ranks.argmin())]
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """The table for a terminal."""
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The table as cells, its head first."""
     table = found["methods"]
     columns = [column for column in JUDGED if any(column in row for row in table.values())]
-    header = "".join(f"{column.replace('_', ' '):>18}" for column in columns)
-    told = [f"{'maps of ' + str(found['films']) + ' films':>16}{header}"]
+    told = [["method", *(column.replace("_", " ") for column in columns)]]
     for name, row in table.items():
-        cells = (f"{_value(row, column):18.3f}" if column in row else f"{'':>18}" for column in columns)
-        told.append(f"{name:>16}{''.join(cells)}")
-    return [*told, f"best by mean rank: {found['chosen']}"]
+        told.append([name, *(f"{_value(row, column):.3f}" if column in row else "" for column in columns)])
+    return told
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The table for a terminal."""
+    return [
+        f"maps of {found['films']} films; best by mean rank: {found['chosen']}",
+        *markdown(rows(found)).splitlines(),
+    ]

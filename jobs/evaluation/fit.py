@@ -24,6 +24,9 @@ def temperature(
 ) -> tuple[float, tuple[float, float, float]]:
     """The temperature, and with a prior the bias, that make the log loss least (Guo et al. 2017, section 4.2).
 
+    The targets are those of a class's films and one more of each class (Platt 1999, section 2.2): where no film is
+    wrong, probabilities would otherwise be driven to 0 and 1.
+
     Args:
       labels: (N,) int, with every class.
       probabilities: (N, 3), uncalibrated.
@@ -36,6 +39,8 @@ def temperature(
     counts = np.bincount(labels, minlength=len(CLASSES))
     weights = np.ones(len(labels)) if prior is None else (np.asarray(prior) / counts)[labels]
     weights = weights / weights.sum()
+    targets = (np.eye(len(CLASSES)) * counts + 1) / (counts + len(CLASSES))[:, None]  # (class, probabilities)
+    targets = targets[labels] * weights[:, None]  # (N, 3)
 
     def unpack(parameters: np.ndarray) -> tuple[float, tuple[float, float, float]]:
         bias = np.zeros(len(CLASSES))
@@ -45,7 +50,7 @@ def temperature(
 
     def loss(parameters: np.ndarray) -> float:
         scaled = rescale(probabilities, *unpack(parameters))
-        return -float(weights @ np.log(np.maximum(scaled[np.arange(len(labels)), labels], SMALLEST)))
+        return -float((targets * np.log(np.maximum(scaled, SMALLEST))).sum())
 
     # The loss is convex in (1 / temperature, bias), so what is found is the minimum.
     found = optimize.minimize(loss, np.zeros(1 if prior is None else len(CLASSES)), method="Nelder-Mead", tol=1e-8)

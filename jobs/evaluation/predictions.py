@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from jobs import JobError
+from jobs.evaluation import metrics
 from model.labels import CLASSES
 
 
@@ -20,3 +23,28 @@ def write(
         writer.writerow(("name", "patient", "label", *CLASSES))
         for name, patient, label, row in zip(names, patients, labels, probabilities, strict=True):
             writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
+
+
+class Predictions(NamedTuple):
+    """What was written, by name."""
+
+    names: list[str]
+    patients: list[str]
+    labels: np.ndarray  # (N,) int
+    probabilities: np.ndarray  # (N, 3)
+
+
+def read(path: Path) -> Predictions:
+    """Reads predictions.csv, sorted by name; JobError where it is none."""
+    try:
+        with path.open(newline="") as file:
+            rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
+        labels = np.array([CLASSES.index(row["label"]) for row in rows])
+        probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
+        probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
+        metrics.check(labels, probabilities)
+        return Predictions([row["name"] for row in rows], [row["patient"] for row in rows], labels, probabilities)
+    except OSError as error:
+        raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise JobError(f"{path} holds no predictions ({error}); python jobs/evaluate.py writes them") from error

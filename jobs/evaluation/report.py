@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from rich.progress import track
 
 from jobs import whole
 from jobs.datasets.films import Split
-from jobs.evaluation import decisions, examine, metrics, plots
+from jobs.evaluation import decisions, examine, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals
 from model.gradcam import upsample
 from model.labels import CLASSES
@@ -67,6 +66,7 @@ def write(
         "checkpoint": {"steps": list(predictor.steps), "weights": list(predictor.weights)},
         "dataset": {key: split.facts[key] for key in ("name", "fingerprint")},
         "split": split_name,
+        "patients": len(set(split.patients)),
         **metrics.score(split.labels, probabilities),
         "intervals": intervals(split.labels, probabilities, split.patients),
     }
@@ -97,17 +97,12 @@ def write(
     if full:
         measured |= examine.examine(predictor, split, heatmaps, probabilities.argmax(axis=1))
 
-    def predictions(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("name", "patient", "label", *CLASSES))
-            for name, patient, label, row in zip(split.names, split.patients, split.labels, probabilities, strict=True):
-                writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
-
     confidence = calibration.confidence if calibration else None
     shown = {"before calibration": uncalibrated, "after": probabilities} if calibration else {"": probabilities}
     parts: dict[str, Callable[[Path], Any]] = {
-        "predictions.csv": predictions,
+        "predictions.csv": lambda path: predictions.write(
+            path, split.names, split.patients, split.labels, probabilities
+        ),
         "confusion_matrix.png": lambda path: plots.confusion_matrix(measured, path),
         "roc.png": lambda path: plots.roc_curves(split.labels, probabilities, path),
         "precision_recall.png": lambda path: plots.precision_recall_curves(split.labels, probabilities, path),

@@ -36,6 +36,14 @@ def test_a_known_temperature_is_found(factor):
         assert log_loss(LABELS, rescale(sharpened, other, bias)) > best
 
 
+def test_films_that_are_all_right_make_nothing_certain():
+    labels = np.arange(90) % 3
+    right = rescale(np.eye(3)[labels] * 0.9 + 0.03, 1, np.zeros(3))
+    temperature, bias = fit.temperature(labels, right)
+    # One of the 33 that count for a class is of each other one: Laplace's rule of succession.
+    assert rescale(right, temperature, bias)[0] == pytest.approx([31 / 33, 1 / 33, 1 / 33], abs=1e-3)
+
+
 def test_a_stated_prior_is_met():
     # Where the classes are as common as here, nothing is to be changed; elsewhere Bayes' theorem says how much.
     shares = np.bincount(LABELS) / len(LABELS)

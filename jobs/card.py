@@ -1,0 +1,69 @@
+"""Writes the model card of a checkpoint from what was measured; no figure in it is typed by hand.
+
+    python jobs/calibrate.py --checkpoint runs/cnn
+    python jobs/evaluate.py --checkpoint runs/cnn --full --out runs/cnn/report
+    python jobs/card.py --checkpoint runs/cnn
+
+The figures come from the checkpoint, its calibration, and the newest report of the same weights: that of --report, or
+else of CHECKPOINT/report or docs/report. The card follows Model Cards (Mitchell et al. 2019, section 4), the limits
+first, and ends with where it answers CLAIM and TRIPOD+AI.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jobs import JobError, run, whole
+from jobs.evaluation import cards
+from model.checkpoint import CheckpointError
+from model.predictor import Predictor
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle, calibrated.", required=True)
+_REPORT = flags.DEFINE_string("report", None, "The folder that `evaluate.py --full` wrote.")
+_OUT = flags.DEFINE_string("out", None, "The file to write; CHECKPOINT/MODEL_CARD.md where none is given.")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    directory = Path(_CHECKPOINT.value)
+    predictor = Predictor.open(directory)
+    if predictor.calibration is None:
+        raise JobError(
+            f"{directory} is not calibrated; do that first: python jobs/calibrate.py --checkpoint {directory}"
+        )
+    folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
+    folder, measured = _report(predictor, directory, folders)
+    out = Path(_OUT.value) if _OUT.value else directory / cards.FILE
+    with whole(out) as path:
+        path.write_text(cards.card(predictor, measured, folder))
+    print(f"{out}, with the figures of {folder}")
+
+
+def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple[Path, dict[str, Any]]:
+    """The first report of these weights, and its figures.
+
+    Raises:
+      JobError: there is none, or it lacks what --full adds.
+    """
+    cure = f"python jobs/evaluate.py --checkpoint {directory} --full --out {folders[0]}"
+    problems = []
+    for folder in folders:
+        try:
+            measured = json.loads((folder / "metrics.json").read_text())
+            if measured["checkpoint"]["weights"] != list(predictor.weights):
+                problems.append(f"{folder} is of other weights")
+            elif not {"shifts", "decisions"} <= measured.keys():
+                problems.append(f"{folder} was made without --full, or before the model was calibrated")
+            else:
+                return folder, measured
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{folder} holds no report ({' '.join(str(error).split())[:80]})")
+    raise JobError(f"{'; '.join(problems)}; write one: {cure}")
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError)

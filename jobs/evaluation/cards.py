@@ -1,0 +1,292 @@
+"""The model card: the words are these, the figures are those of a checkpoint and its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.evaluation import faithfulness
+from jobs.evaluation.tables import markdown
+from model.labels import CLASSES
+from model.predictor import Predictor
+
+FILE = "MODEL_CARD.md"
+PHANTOM = "phantom"
+
+
+def share(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"."""
+    if value is None:
+        return "not defined"
+    bounds = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{100 * value:.1f} %{bounds}"
+
+
+def number(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """0.98765, (0.98, 0.99) -> "0.988 (0.980 to 0.990)"."""
+    if value is None:
+        return "not defined"
+    bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return f"{value:.3f}{bounds}"
+
+
+def _stated(figure: Mapping[str, Any]) -> str:
+    return share(figure["value"], figure["interval"])
+
+
+def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str:
+    """The whole card, in Markdown.
+
+    Args:
+      predictor: the model, calibrated.
+      measured: the contents of metrics.json, of `evaluate.py --full`.
+      report: the folder it is in, which the card points at.
+    """
+    sections = {
+        "Limits": _limits(predictor, measured),
+        "Model details": _details(predictor),
+        "Intended use": _use(),
+        "Factors": _factors(measured),
+        "Metrics": _METRICS,
+        "Evaluation data": _evaluation_data(measured),
+        "Training data": _training_data(predictor),
+        "Quantitative analyses": _analyses(predictor, measured, report),
+        "Ethical considerations": _ETHICS,
+        "Caveats and recommendations": _CAVEATS,
+        "Where reporting guidelines are answered": _GUIDELINES,
+    }
+    weights = ", ".join(digest[:12] for digest in predictor.weights)
+    head = (
+        f"# Model card: Pneumoscope, trained on `{predictor.meta['dataset']['name']}`\n\n"
+        f"Written by `python jobs/card.py` from the checkpoint (weights {weights}) "
+        f"and `{report.as_posix()}/metrics.json`."
+    )
+    return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
+
+
+def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
+    parts, decisions = measured["shortcuts"]["parts"], measured["decisions"]
+    lines = ["**Not a medical device: for education and research, never for diagnosis.**"]
+    if predictor.meta["dataset"]["name"] == PHANTOM:
+        lines.append("It was trained on synthetic drawings: what it answers to a real film means nothing.")
+    else:
+        lines += [
+            "The films are of children of one to five years, of one hospital. Expect worse on other ages, hospitals "
+            "and machines: nothing here was measured there.",
+            "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
+            "not even by experts, and a film of any other disease is called one of the three classes.",
+        ]
+    border = parts["border only"]["binary_accuracy"]["value"]
+    lines.append(
+        f"Shortcuts remain: with the lungs painted over, the border of a film alone still gives {share(border)} "
+        "accuracy on normal against pneumonia."
+    )
+    missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
+    if missed:
+        kinds = ", ".join(f"{kind} {share(values['refused'])}" for kind, values in missed.items())
+        lines.append(f"Not everything that is no chest film is refused; of these, only: {kinds}.")
+    lines.append(
+        f"Of the films of the {measured['split']} split {share(decisions['refused'])} are refused and "
+        f"{share(1 - decisions['abstention']['coverage'])} are left undecided."
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _details(predictor: Predictor) -> str:
+    rows = [["member", "architecture", "parameters", "input", "epochs", "seed", "weights"]]
+    for number_of, (meta, digest) in enumerate(zip(predictor.metas, predictor.weights, strict=True), 1):
+        shapes = [entry["shape"] for name, entry in meta["arrays"].items() if name.startswith("variables/params/")]
+        rows.append(
+            [
+                str(number_of),
+                meta["architecture"],
+                f"{sum(map(math.prod, shapes)):,}",
+                f"{meta['image_size']} px of the middle {share(meta.get('side', 1.0))} of the side",
+                str(meta["epoch"]),
+                str(meta["config"]["seed"]),
+                digest[:12],
+            ]
+        )
+    packages = ", ".join(f"{name} {version}" for name, version in predictor.meta["packages"].items())
+    told = [markdown(rows)]
+    if len(predictor.metas) > 1:
+        told.append("The answer is the mean of the members' probabilities, calibrated.")
+    told.append(
+        "Convolutional networks trained from scratch, without other data. Code: Apache-2.0. Weights: trained on "
+        f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "
+        "The whole configuration is in the checkpoint's `meta`."
+    )
+    return "\n\n".join(told)
+
+
+def _use() -> str:
+    return (
+        "Teaching and research: how such models are trained, calibrated and examined, and where they fail. Users are "
+        "engineers, students and researchers. Out of scope: any decision about a patient; adults; films other than "
+        "frontal chest films; diseases other than the three classes."
+    )
+
+
+def _factors(measured: Mapping[str, Any]) -> str:
+    rows = [["factor", "group", "films", "accuracy"]]
+    for way, of_way in measured["shortcuts"]["groups"].items():
+        rows += [[way, group, str(v["films"]), _stated(v["accuracy"])] for group, v in of_way.items()]
+    return (
+        "Accuracy of the three classes by what should not matter. Age, sex, ethnicity and machine are not in the data, "
+        f"so fairness could not be examined.\n\n{markdown(rows)}"
+    )
+
+
+_METRICS = """\
+Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumonia accuracy, sensitivity, specificity
+and AUROC; log loss, Brier score and expected calibration error (15 bins, of equal width and of equal mass) for the
+probabilities. Each with its 95 % percentile interval over 2,000 bootstrap resamples of the patients, since films of
+one patient are alike. Thresholds were chosen on the validation split and nowhere else."""
+
+
+def _evaluation_data(measured: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{values['count']} {name}" for name, values in measured["classes"].items())
+    text = (
+        f"The {measured['split']} split of `{measured['dataset']['name']}`: {measured['count']} films of "
+        f"{measured['patients']} patients ({counts}), none of them in training."
+    )
+    if measured["split"] == "validation":
+        text += (
+            " The checkpoint and the thresholds were chosen on it, which flatters the figures a little; the official "
+            "test split was not used for anything."
+        )
+    return text
+
+
+def _training_data(predictor: Predictor) -> str:
+    dataset = predictor.meta["dataset"]
+    assert predictor.calibration
+    train = predictor.calibration.facts["splits"]["train"]
+    counts = ", ".join(f"{count} {name}" for name, count in train["classes"].items())
+    return (
+        f"The train split of `{dataset['name']}`: {train['films']} films of {train['patients']} patients ({counts}). "
+        f"{dataset['citation'] or 'Drawn by a program'}. Licence {dataset['license']}. Fingerprint of the prepared "
+        f"data: `{dataset['fingerprint'][:16]}`. Films were split by patient, after equal files had been merged."
+    )
+
+
+def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str:
+    intervals, decisions = measured["intervals"], measured["decisions"]
+    rows = [["figure", "value (95 % interval)"]]
+    overall = ("accuracy", "balanced_accuracy", "macro_f1")
+    rows += [[name.replace("_", " "), share(measured[name], intervals[name])] for name in overall]
+    for name, value in measured["binary"].items():
+        form = number if name == "auroc" else share
+        rows.append([f"pneumonia {name}", form(value, intervals["binary"][name])])
+    before = measured["calibration"]["before"]
+    for name in ("log_loss", "brier", "ece", "ece_equal_mass"):
+        stated = f"{number(measured[name], intervals[name])}, before calibration {number(before[name])}"
+        rows.append([name.replace("_", " "), stated])
+    abstention, bounds = decisions["abstention"], decisions["intervals"]["abstention"]
+    rows.append(["decided", share(abstention["coverage"], bounds["coverage"])])
+    rows.append(["accuracy of the decided", share(abstention["accuracy"], bounds["accuracy"])])
+    area = number(abstention["risk_coverage_area"], bounds["risk_coverage_area"])
+    rows.append(["area under the risk-coverage curve", area])
+
+    classes = [["class", "films", "sensitivity", "specificity", "precision", "AUROC"]]
+    for name, values in measured["classes"].items():
+        of_class = intervals["classes"][name]
+        shares = [share(values[key], of_class[key]) for key in ("sensitivity", "specificity", "precision")]
+        classes.append([name, str(values["count"]), *shares, number(values["auroc"], of_class["auroc"])])
+
+    prevalence = decisions["prevalence"]
+    points = [["operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV"]]
+    for name, values in decisions["operating_points"].items():
+        of_point = decisions["intervals"]["operating_points"][name]
+        threshold = f"{measured['calibration']['thresholds'][name]:.4f}"
+        shares = [share(values[key], of_point[key]) for key in ("sensitivity", "specificity", "ppv", "npv")]
+        points.append([name, threshold, *shares])
+    at = "of these films" if prevalence is None else share(prevalence)
+
+    shifted = [["films", "accuracy", "pneumonia accuracy", "pneumonia AUROC"]]
+    shifts = measured["shifts"]
+    named = {"as they are": shifts["as it is"], "mean of the shifted copies": shifts["mean"]}
+    for name, figures in (named | measured["shortcuts"]["parts"]).items():
+        area = figures["binary_auroc"]
+        stated = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
+        shifted.append([name, *stated, number(area["value"], area["interval"])])
+
+    refused = [["pictures", "refused", "AUROC of the distance"]]
+    for kind, values in measured["outliers"].items():
+        refused.append([kind, f"{share(values['refused'])} of {values['count']}", number(values["auroc"])])
+
+    outside = measured["shortcuts"]["heat_outside"]
+    found = measured["maps"]
+    return "\n\n".join(
+        [
+            markdown(rows),
+            markdown(classes),
+            f"Operating points, with predictive values at the prevalence {at}:",
+            markdown(points),
+            "On films that were changed, or of which only a part was left:",
+            markdown(shifted),
+            "Pictures that are no upright chest films of a patient:",
+            markdown(refused),
+            f"Heat maps: {share(outside['share'])} of their energy lies outside the central region, which leaves "
+            f"{share(outside['of_a_flat_map'])} of the area outside. Deletion and insertion, whether a map follows a "
+            "film that is moved, and what is left of it when the network is randomised "
+            f"({found['films']} films; the method with the best mean rank is `{found['chosen']}`):",
+            markdown(faithfulness.rows(found)),
+            f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",
+        ]
+    )
+
+
+_ETHICS = """\
+The films are public and without names; consent and ethics approval are those of the dataset's paper. A confident wrong
+answer about a child could delay treatment, and a heat map lends it an air of reason: the page therefore says beside
+every answer that it is none of a medical device, leaves films undecided, and refuses what it was not made for."""
+
+_CAVEATS = f"""\
+Compare models by `python jobs/compare.py` on the same films, not by two figures with overlapping intervals. Measure
+again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the films or the shares of
+{", ".join(CLASSES)} differ. Trust the maps less where methods disagree."""
+
+_GUIDELINES = markdown(
+    [
+        ["guideline, item", "where"],
+        ["CLAIM, title and abstract: the methodology, and what it is for", "head; Intended use"],
+        ["CLAIM, introduction: background and objectives", "Intended use"],
+        ["CLAIM, study design: retrospective, public data", "Training data; Evaluation data"],
+        ["CLAIM, data: sources, selection, de-identification", "Training data; Ethical considerations"],
+        ["CLAIM, ground truth: definition and its limits", "Limits"],
+        ["CLAIM, data partitions: assigned by patient, disjoint", "Training data; Evaluation data"],
+        ["CLAIM, model: description, software, initialisation", "Model details"],
+        ["CLAIM, training: details, how the final model was chosen", "Model details; Evaluation data"],
+        ["CLAIM, evaluation: metrics, uncertainty, robustness", "Metrics; Quantitative analyses"],
+        ["CLAIM, explainability: methods and how they were validated", "Quantitative analyses"],
+        ["CLAIM, external testing", "not done; said in Limits"],
+        ["CLAIM, results: participants, performance, failures", "Factors; Quantitative analyses"],
+        ["CLAIM, discussion: limitations and use", "Limits; Caveats and recommendations"],
+        ["CLAIM, registration, protocol, funding", "none"],
+        ["TRIPOD+AI 1, 2 title and abstract", "head; Limits"],
+        ["TRIPOD+AI 3, 4 background and objectives", "Intended use"],
+        ["TRIPOD+AI 5, 6 data and participants", "Training data; Evaluation data"],
+        ["TRIPOD+AI 7 data preparation", "Training data; Model details"],
+        ["TRIPOD+AI 8 outcome", "Limits"],
+        ["TRIPOD+AI 9 predictors", "Model details (the pixels of one film)"],
+        ["TRIPOD+AI 10 sample size", "Training data; Evaluation data (all films there are)"],
+        ["TRIPOD+AI 11 missing data", "files that cannot be read are listed when data are prepared"],
+        ["TRIPOD+AI 12 analytical methods", "Metrics; Model details"],
+        ["TRIPOD+AI 13 class imbalance", "Model details (classes are sampled equally, calibration comes after)"],
+        ["TRIPOD+AI 14 fairness", "Factors"],
+        ["TRIPOD+AI 15 model output", "Quantitative analyses (probabilities, thresholds)"],
+        ["TRIPOD+AI 16 training against evaluation", "Evaluation data"],
+        ["TRIPOD+AI 17 ethical approval", "Ethical considerations"],
+        ["TRIPOD+AI 18 open science", "Model details (code, weights and data are public)"],
+        ["TRIPOD+AI 19 patient and public involvement", "none"],
+        ["TRIPOD+AI 20, 21 participants and model development", "Training data; Evaluation data"],
+        ["TRIPOD+AI 22 model specification", "Model details (the weights themselves)"],
+        ["TRIPOD+AI 23 model performance", "Quantitative analyses; Factors"],
+        ["TRIPOD+AI 24 model updating", "Caveats and recommendations"],
+        ["TRIPOD+AI 25, 26 interpretation and limitations", "Limits"],
+        ["TRIPOD+AI 27 usability", "Intended use; Caveats and recommendations"],
+    ]
+)

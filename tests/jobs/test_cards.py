@@ -1,0 +1,85 @@
+"""The model card: complete, from the report, and refused where there is none."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
+
+
+@pytest.fixture(scope="module")
+def reported(run, phantom_data, tmp_path_factory):  # noqa: F811
+    """A calibrated copy of the run with its full report."""
+    directory = tmp_path_factory.mktemp("card") / "run"
+    shutil.copytree(run, directory)
+    done(job("calibrate", "--checkpoint", directory, "--data_dir", phantom_data))
+    report = directory / "report"
+    out = done(job("evaluate", "--checkpoint", directory, "--data_dir", phantom_data, "--full", "--out", report))
+    assert "mean of the shifted copies" in out and "best by mean rank" in out and "text pages" in out
+    return directory
+
+
+def test_the_card_says_what_was_measured_limits_first(reported):
+    said = done(job("card", "--checkpoint", reported))
+    assert said.strip() == f"{reported}/MODEL_CARD.md, with the figures of {reported}/report"
+    text = (reported / "MODEL_CARD.md").read_text()
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles[:3] == ["Limits", "Model details", "Intended use"]
+    order = [
+        "Factors",
+        "Metrics",
+        "Evaluation data",
+        "Training data",
+        "Quantitative analyses",
+        "Ethical considerations",
+    ]
+    assert titles[3:9] == order
+    assert "What it answers to a real film means nothing".lower() in text.lower()
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    low, high = measured["intervals"]["accuracy"]
+    assert f"| {100 * measured['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in " ".join(text.split())
+    for kind in measured["outliers"]:
+        assert kind in text
+    for path in ("shifts.png", "maps.png", "predictions.csv"):
+        assert (reported / "report" / path).exists()
+    with (reported / "report/predictions.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == measured["count"]
+    assert "None" not in text and "nan" not in text
+
+
+def test_every_answer_points_at_a_section_that_exists(reported):
+    done(job("card", "--checkpoint", reported))
+    text = (reported / "MODEL_CARD.md").read_text()
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    rows = [line for line in text.splitlines() if line.startswith(("| CLAIM", "| TRIPOD+AI"))]
+    assert len(rows) > 30
+    others = ("head", "none", "not done", "files that cannot be read")
+    for row in rows:
+        where = row.split("|")[2].strip()
+        for place in where.split("; "):
+            assert place.startswith((*titles, *others)) or place == "said in Limits", row
+
+
+def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_path):  # noqa: F811
+    result = job("card", "--checkpoint", run)
+    assert result.returncode == 1 and "is not calibrated; do that first: python jobs/calibrate.py" in result.stderr
+    other = tmp_path / "other"
+    shutil.copytree(reported, other)
+    shutil.rmtree(other / "report")
+    (other / "MODEL_CARD.md").unlink()
+    result = job("card", "--checkpoint", other, "--report", tmp_path / "none")
+    assert result.returncode == 1 and "none holds no report" in result.stderr
+    assert f"python jobs/evaluate.py --checkpoint {other} --full --out {tmp_path / 'none'}" in result.stderr
+    metrics = json.loads((reported / "report/metrics.json").read_text())
+    for change, problem in (
+        ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),
+        ({"shifts": None}, "was made without --full"),
+    ):
+        (tmp_path / "r").mkdir(exist_ok=True)
+        changed = {key: value for key, value in (metrics | change).items() if value is not None}
+        (tmp_path / "r/metrics.json").write_text(json.dumps(changed))
+        result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
+        assert result.returncode == 1 and problem in result.stderr and "Traceback" not in result.stderr
+    assert not (other / "MODEL_CARD.md").exists()
