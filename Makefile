@@ -24,6 +24,7 @@ help:
 demo: .venv/requirements
 	$(BIN)/python jobs/prepare.py --source phantom --data_dir data
 	$(BIN)/python jobs/train.py --config configs/demo.py --workdir runs/demo
+	$(BIN)/python jobs/calibrate.py --checkpoint runs/demo --data_dir data
 	$(BIN)/python jobs/evaluate.py --checkpoint runs/demo --split test --data_dir data --out runs/demo/report
 ifndef HEADLESS
 	$(BIN)/python space/app.py --checkpoint runs/demo --port $(PORT)
