@@ -209,9 +209,9 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
     shifts = measured["shifts"]
     named = {"as they are": shifts["as it is"], "mean of the shifted copies": shifts["mean"]}
     for name, figures in (named | measured["shortcuts"]["parts"]).items():
-        area = figures["binary_auroc"]
-        stated = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
-        shifted.append([name, *stated, number(area["value"], area["interval"])])
+        ranked = figures["binary_auroc"]
+        shares = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
+        shifted.append([name, *shares, number(ranked["value"], ranked["interval"])])
 
     refused = [["pictures", "refused", "AUROC of the distance"]]
     for kind, values in measured["outliers"].items():
