@@ -332,3 +332,54 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best: int, path: Path)
         axes.legend(fontsize=8)
         _tidy(axes)
     figure.savefig(path, dpi=DPI)
+
+
+def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None], path: Path) -> None:
+    """What a source holds and what in it tells the class without a look at the picture.
+
+    Args:
+      columns: (N,) each: folder, label, patient, mode, width_px, height_px, size_bytes of the files.
+      aurocs: of pneumonia against normal, told from "aspect" or "file size" alone, where known.
+      path: of the PNG.
+    """
+    figure = _figure(12, 6.8, f"{len(columns['label'])} films of {len(np.unique(columns['patient']))} patients")
+    (counts, patients, modes), (sizes, aspects, files) = figure.subplots(2, 3)
+    of_class = {
+        name: {key: column[columns["label"] == label] for key, column in columns.items()}
+        for label, name in enumerate(CLASSES)
+    }
+    for panel, key, title in ((counts, "folder", "Split folders"), (modes, "mode", "Colour mode")):
+        values = list(dict.fromkeys(columns[key]))
+        for place, (name, films) in enumerate(of_class.items(), start=-1):
+            found = [int((films[key] == value).sum()) for value in values]
+            bars = panel.bar(np.arange(len(values)) + 0.27 * place, found, 0.25, color=COLOURS[name], label=name)
+            panel.bar_label(bars, fontsize=8)
+        panel.set_xticks(range(len(values)), values)
+        panel.set(ylabel="films", title=title, xlim=(-0.6, len(values) - 0.4))
+        panel.margins(y=0.12)
+    most = np.unique(columns["patient"], return_counts=True)[1].max()
+    for place, (name, films) in enumerate(of_class.items(), start=-1):
+        times = np.unique(films["patient"], return_counts=True)[1]
+        numbers = np.bincount(times, minlength=most + 1)[1:]
+        patients.bar(np.arange(1, most + 1) + 0.27 * place, numbers, 0.25, color=COLOURS[name])
+    patients.set_yscale("log")
+    patients.set(xlabel="films of one patient", ylabel="patients", title="Films of one patient")
+    for name, films in of_class.items():
+        sizes.plot(films["width_px"], films["height_px"], ".", markersize=3, alpha=0.35, color=COLOURS[name])
+    sizes.set(xlabel="width, px", ylabel="height, px", title="Size")
+    for panel, name, value, label in (
+        (aspects, "aspect", lambda films: films["width_px"] / films["height_px"], "width / height"),
+        (files, "file size", lambda films: films["size_bytes"] / 1000, "kB"),
+    ):
+        low, high = np.percentile(value(columns), (0.5, 99.5))
+        edges = np.linspace(low, high, 40) if high > low else np.array([low - 0.5, low + 0.5])
+        for kind, films in of_class.items():
+            panel.hist(np.clip(value(films), low, high), edges, histtype="step", linewidth=1.5, color=COLOURS[kind])
+        known = aurocs.get(name)
+        told = "" if known is None else f": alone, AUROC {known:.2f} for pneumonia"
+        panel.set(xlabel=label, ylabel="films", title=name.capitalize() + told)
+    figure.legend(*counts.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    for panel in (counts, patients, modes, sizes, aspects, files):
+        panel.title.set_fontsize(10)
+        _tidy(panel)
+    figure.savefig(path, dpi=DPI)

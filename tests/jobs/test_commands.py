@@ -29,6 +29,8 @@ COMMANDS = (
     "preview",
     "scaling",
     "calibrate",
+    "audit",
+    "card",
     "crossval",
     "sweep",
     "compare",

@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import re
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from jobs import JobError
@@ -64,12 +65,14 @@ class Sorted:
 
 
 @dataclasses.dataclass(frozen=True)
-class _File:
+class File:
+    """A file of a source, as it lies there."""
+
     path: str  # within the source
     data: bytes
 
 
-def files(source: Path) -> tuple[int, Iterator[_File]]:
+def files(source: Path) -> tuple[int, Iterator[File]]:
     """How many files a folder or zip holds, and each of them, in order of path.
 
     Raises:
@@ -77,7 +80,7 @@ def files(source: Path) -> tuple[int, Iterator[_File]]:
     """
     if source.is_dir():
         paths = sorted(path for path in source.rglob("*") if path.is_file())
-        return len(paths), (_File(path.relative_to(source).as_posix(), _read(path)) for path in paths)
+        return len(paths), (File(path.relative_to(source).as_posix(), _read(path)) for path in paths)
     if source.is_file() and zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
@@ -92,14 +95,14 @@ def _read(path: Path) -> bytes:
         return b""  # is then set aside as unreadable, like any other damaged file
 
 
-def _members(source: Path, names: Iterable[str]) -> Iterator[_File]:
+def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
     with zipfile.ZipFile(source) as archive:
         for name in names:
             try:
                 data = archive.read(name)
             except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
                 data = b""
-            yield _File(name, data)
+            yield File(name, data)
 
 
 def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Sorted:
@@ -115,20 +118,16 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
     Raises:
       JobError: no images, an empty class, or train and test sharing a patient or a file's content.
     """
-    total, stream = files(source)
     pools: dict[str, list[Film]] = defaultdict(list)
     quarantine: list[SetAside] = []
     unknown_patients = 0
-    with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
-        for done, (file, outcome) in enumerate(_pipelined(threads, stream), start=1):
-            advance(done, total)
-            split = _split(file.path)
-            if isinstance(outcome, SetAside):
-                quarantine.append(outcome)
-                continue
-            film, known = outcome
-            pools[split].append(film)
-            unknown_patients += not known
+    for file, outcome in read(source, advance):
+        if isinstance(outcome, SetAside):
+            quarantine.append(outcome)
+            continue
+        film, known = outcome
+        pools[_split(file.path)].append(film)
+        unknown_patients += not known
     quarantine += _conflicts(pools)
     quarantine += _duplicates(pools)
     _check(source, pools, quarantine)
@@ -138,29 +137,42 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
     return Sorted({name: _unique_names(films) for name, films in splits.items()}, quarantine, unknown_patients)
 
 
-def _pipelined(
-    threads: ThreadPoolExecutor, stream: Iterator[_File]
-) -> Iterator[tuple[_File, tuple[Film, bool] | SetAside]]:
-    """Decodes a few files ahead, in order, so that memory holds a few sources and not all."""
-    waiting = []
-    for file in stream:
-        waiting.append((file, threads.submit(_film, file)))
-        if len(waiting) >= 64:
-            first, future = waiting.pop(0)
-            yield first, future.result()
-    for file, future in waiting:
-        yield file, future.result()
+def read(
+    source: Path, advance: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[tuple[File, tuple[Film, bool] | SetAside]]:
+    """Each file of a source, in order of path, with its film and whether its name names a patient, or why it has none.
+
+    A few files are decoded ahead, so that memory holds a few sources and not all.
+
+    Args:
+      source: a folder or a zip file.
+      advance: called with (files done, files in all).
+
+    Raises:
+      JobError: the source is neither.
+    """
+    total, stream = files(source)
+    with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
+        waiting: deque[tuple[File, Future]] = deque()
+        for done in range(1, total + 1):
+            waiting.extend((file, threads.submit(_film, file)) for file in islice(stream, 64 - len(waiting)))
+            file, future = waiting.popleft()
+            yield file, future.result()
+            advance(done, total)
+
+
+def split_folder(path: str) -> str:
+    """The split folder nearest the file, in lower case; empty where the file stands in none."""
+    folders = (part.lower() for part in reversed(PurePosixPath(path).parts[:-1]))
+    return next((folder for folder in folders if folder in _SPLIT_FOLDERS), "")
 
 
 def _split(path: str) -> str:
-    """The test split or the pool; the split folder nearest the file decides."""
-    for part in reversed(PurePosixPath(path).parts[:-1]):
-        if part.lower() in _SPLIT_FOLDERS:
-            return _SPLIT_FOLDERS[part.lower()]
-    return POOL
+    """The test split or the pool."""
+    return _SPLIT_FOLDERS.get(split_folder(path), POOL)
 
 
-def _film(file: _File) -> tuple[Film, bool] | SetAside:
+def _film(file: File) -> tuple[Film, bool] | SetAside:
     """One file -> the film and whether its name names a patient, or why it is set aside."""
 
     def aside(reason: str, detail: str) -> SetAside:

@@ -1,0 +1,138 @@
+"""What an audit found, as Markdown that reads well in a terminal too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
+from jobs.evaluation.tables import markdown
+from model.labels import CLASSES
+
+LISTED = 10  # leaks and reasons that are spelled out; the others are counted
+
+
+def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> str:
+    """The facts as Markdown that reads well in a terminal too."""
+    images = contents.images
+    patients = len({image.patient for image in images})
+    blocks = [f"# {source.name}: {len(images):,} images of {patients:,} patients"]
+    if contents.copies:
+        blocks.append(f"{contents.copies:,} files repeat another of their split, name and all; they count once.")
+    if contents.unknown_patients:
+        blocks.append(f"{contents.unknown_patients:,} images name no patient; each counts as a patient of its own.")
+    blocks += ["## Images (patients)", markdown(_counts(images))]
+    blocks += ["## Patients", markdown(_patients(images)), *_leaks(images)]
+    blocks += ["## Byte-identical files", markdown(_duplicates(images))]
+    blocks += ["## Files by class: median (5 % to 95 %)", markdown(_files(images))]
+    sizes = {(image.width_px, image.height_px) for image in images}
+    if len(sizes) == 1:
+        blocks.append("All files are {} x {} px.".format(*sizes.pop()))
+    blocks += ["## The class, told without looking at the picture", *_told(told)]
+    blocks += ["## Files that are not used", *_set_aside(contents)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _counts(images: Sequence[Image]) -> list[list[str]]:
+    columns = (*folders(images), "all")
+    rows = [["class", *columns]]
+    for name in (*CLASSES, "all"):
+        of_class = [image for image in images if name in ("all", CLASSES[image.label])]
+        row = [name]
+        for folder in columns:
+            patients = [image.patient for image in of_class if folder in ("all", image.folder)]
+            row.append(f"{len(patients):,} ({len(set(patients)):,})")
+        rows.append(row)
+    return rows
+
+
+def _patients(images: Sequence[Image]) -> list[list[str]]:
+    """A column a key."""
+    columns = [["", "patients", "images of one: median", "images of one: most"]]
+    for name, key in (("number and kind", lambda image: image.patient), ("person<N> alone", person)):
+        times = list(Counter(map(key, images)).values())
+        common = shared(images, key)
+        columns.append([name, f"{len(times):,}", f"{np.median(times):g}", f"{max(times)}"])
+        columns[-1] += [f"{len(found):,}" for found in common.values()]
+    columns[0] += [f"in both {one} and {other}" for one, other in common]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _leaks(images: Sequence[Image]) -> list[str]:
+    """What stands in two split folders, by name."""
+    name_of = {image.sha256: image.name for image in reversed(images)}
+    leaks = [
+        f"- {what} in both {one} and {other}: {len(found):,}: "
+        + ", ".join(sorted(map(shown, found))[:LISTED])
+        + (" ..." if len(found) > LISTED else "")
+        for what, key, shown in (
+            ("patients", lambda image: image.patient, str),
+            ("contents", lambda image: image.sha256, name_of.__getitem__),
+        )
+        for (one, other), found in shared(images, key).items()
+        if found
+    ]
+    if leaks:
+        return ["**Leaks:**", "\n".join(leaks)]
+    if len(folders(images)) == 1:
+        return ["There is one folder only, so nothing can leak from one into another."]
+    return ["No leaks: no patient and no content stands in two folders."]
+
+
+def _duplicates(images: Sequence[Image]) -> list[list[str]]:
+    groups = duplicates(images)
+
+    def across(field: str) -> str:
+        return f"{sum(len({getattr(image, field) for image in group}) > 1 for group in groups):,}"
+
+    return [
+        ["groups", "files", "groups across splits", "across classes", "under several patients"],
+        [f"{len(groups):,}", f"{sum(map(len, groups)):,}", across("folder"), across("label"), across("patient")],
+    ]
+
+
+def _files(images: Sequence[Image]) -> list[list[str]]:
+    by_class = [[image for image in images if image.label == label] for label in range(len(CLASSES))]
+    modes = sorted({image.mode for image in images})
+    rows = [["", *CLASSES]]
+    rows += [[f"mode {mode}", *(f"{sum(i.mode == mode for i in members):,}" for members in by_class)] for mode in modes]
+    for name, form, value in (
+        ("width, px", ".0f", lambda image: image.width_px),
+        ("height, px", ".0f", lambda image: image.height_px),
+        ("aspect, width / height", ".2f", lambda image: image.width_px / image.height_px),
+        ("file size, kB", ".1f", lambda image: image.size_bytes / 1000),
+    ):
+        row = [name]
+        for members in by_class:
+            values = [value(image) for image in members] or [np.nan]
+            low, median, high = np.percentile(values, (5, 50, 95))
+            row.append(f"{median:{form}} ({low:{form}} to {high:{form}})" if members else "")
+        rows.append(row)
+    return rows
+
+
+def _told(told: Mapping[str, Told | str]) -> list[str]:
+    rows = [["from", "balanced accuracy", "of a guess", "AUROC, pneumonia"]]
+    sentences = []
+    for name, found in told.items():
+        if isinstance(found, str):
+            sentences.append(f"The {name} {found}.")
+        else:
+            auroc = "" if found.auroc is None else f"{found.auroc:.3f}"
+            rows.append([name, f"{found.balanced_accuracy:.3f}", f"{found.chance:.3f}", auroc])
+    return [markdown(rows), *sentences] if len(rows) > 1 else sentences
+
+
+def _set_aside(contents: Contents) -> list[str]:
+    reasons = Counter((entry.reason, entry.detail) for entry in contents.set_aside).most_common()
+    first = {(entry.reason, entry.detail): entry.file for entry in reversed(contents.set_aside)}
+    if not reasons:
+        return ["None."]
+    lines = [f"- {count:,} {why[0]}: {why[1]} (such as {first[why]})" for why, count in reasons[:LISTED]]
+    if len(reasons) > LISTED:
+        lines.append(f"- and {sum(count for _, count in reasons[LISTED:]):,} for other reasons")
+    kinds = Counter(entry.reason for entry in contents.set_aside).most_common()
+    return [", ".join(f"{count:,} {kind}" for kind, count in kinds) + ":", "\n".join(lines)]
