@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jobs import JobError, UsageError, compare
+from jobs import JobError, UsageError
 from jobs.datasets import films
 from jobs.datasets.splits import deal, patient_groups
-from jobs.evaluation import metrics
+from jobs.evaluation import metrics, predictions
 from jobs.training import crossval, loop, runs
 from jobs.training.plan import check
 from model import checkpoint
@@ -174,7 +174,7 @@ def test_what_is_written(straight):
         f"| standard deviation |      |      |       |       | {measured['standard_deviation']['loss']:.4f} |"
         in document
     )
-    written = compare.read(workdir / "predictions.csv")
+    written = predictions.read(workdir / "predictions.csv")
     assert len(set(written.names)) == len(list(csv.reader((workdir / "predictions.csv").open()))) - 1 == 60
     np.testing.assert_allclose(
         metrics.score(written.labels, written.probabilities)["log_loss"], measured["pooled"]["log_loss"], rtol=1e-5
