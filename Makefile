@@ -10,7 +10,7 @@ help:
 	@echo "             (HEADLESS=1 make demo stops before serving)"
 	@echo "make space   serve the bundled model on http://localhost:$(PORT)"
 	@echo "make test    install the test extras; lint, types and the whole suite, but for the long tests"
-	@echo "make test-all  the long ones, too"
+	@echo "make test-all  the long tests, too, and what they cover"
 
 .venv/requirements: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -41,10 +41,10 @@ types: .venv/requirements-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" --cov=model --cov=jobs --cov=space --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=model --cov=jobs --cov=space --cov-report=term
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

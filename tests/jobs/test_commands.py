@@ -97,7 +97,7 @@ def test_help_explains(name):
         assert f"--{flag}" in out.split("Flags:")[1] or f"--[no]{flag}" in out.split("Flags:")[1]
 
 
-@pytest.mark.parametrize("name", COMMANDS[:-1])
+@pytest.mark.parametrize("name", ("prepare", "train", "predict"))
 def test_an_unknown_flag_is_a_usage_error(name):
     result = job(name, "--nonsense")
     assert result.returncode == 2
