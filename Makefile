@@ -21,6 +21,12 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
+# glibc would give the buffers of every step back to the kernel, which clears them again page by page: kept, a CPU trains
+# a quarter faster. Other C libraries ignore this.
+demo: export MALLOC_ARENA_MAX := 1
+demo: export MALLOC_MMAP_MAX_ := 0
+demo: export MALLOC_TRIM_THRESHOLD_ := 100000000000
+demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 demo: .venv/requirements
 	$(BIN)/python jobs/prepare.py --source phantom --data_dir data
 	$(BIN)/python jobs/train.py --config configs/demo.py --workdir runs/demo
