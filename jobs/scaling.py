@@ -1,6 +1,6 @@
 """Measures what more devices and processes cost at the same global batch, and models what they gain on a cluster.
 
-    python jobs/scaling.py --config configs/cnn.py --config.data.image_size=64 --config.global_batch_size=32 --out docs
+    python jobs/scaling.py --config configs/cnn.py --config.data.train_size=64 --config.global_batch_size=32 --out docs
 
 Starts itself with 1, 2, 4 and 8 virtual devices and with 1, 2 and 4 processes on this machine's CPU, on random films.
 Virtual devices share the cores, so that whatever they take beyond one device is overhead. Written to OUT: scaling.md,
@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> None:
         for network in networks
     }
     setting = (
-        f"{config.model.architecture} at {config.data.image_size} px, {config.global_batch_size} films a step, "
+        f"{config.model.architecture} at {config.data.train_size or config.data.image_size} px, {config.global_batch_size} films a step, "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}"
     )
     command = "python jobs/scaling.py " + " ".join(sys.argv[1:])
