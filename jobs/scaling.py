@@ -256,7 +256,8 @@ def main(arguments: list[str]) -> None:
         for network in networks
     }
     setting = (
-        f"{config.model.architecture} at {config.data.train_size or config.data.image_size} px, {config.global_batch_size} films a step, "
+        f"{config.model.architecture} at {config.data.train_size or config.data.image_size} px, "
+        f"{config.global_batch_size} films a step, "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}"
     )
     command = "python jobs/scaling.py " + " ".join(sys.argv[1:])

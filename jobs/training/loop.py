@@ -105,7 +105,8 @@ def _train(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
-        f"{config.model.architecture}, {parameters:,} parameters, {config.data.train_size or config.data.image_size} px, {config.dtype}; "
+        f"{config.model.architecture}, {parameters:,} parameters, "
+        f"{config.data.train_size or config.data.image_size} px, {config.dtype}; "
         f"{len(training.labels)} films to train on, {len(validation.labels)} held out, "
         f"{'resident' if resident else 'streamed'}; "
         f"{processes}{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
