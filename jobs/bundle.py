@@ -15,6 +15,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -62,7 +63,7 @@ def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
             stored = jax.tree.map(lambda leaf: _cast(leaf, dtype), member.variables)
             score = member.meta["score"]
             with checkpoint.Writer(folder) as writer:
-                writer.save(member.step, stored, member.meta, score=float("-inf") if score is None else score)
+                writer.save(member.step, stored, _shared(member.meta), score=float("-inf") if score is None else score)
         if calibration:  # rounding the kernels moves no figure, but they are other weights
             weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
             (new / FILE).write_text(dataclasses.replace(calibration, weights=weights).to_text())
@@ -89,6 +90,12 @@ def _is_ours(entry: Path) -> bool:
         or entry.name.startswith(checkpoint.MEMBER)
         or entry.name in (FILE, ATTRIBUTION, cards.FILE)
     )
+
+
+def _shared(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint says of itself, but for where the data lay on the machine that trained it."""
+    config = meta["config"]
+    return meta | {"config": config | {"data": {key: config["data"][key] for key in config["data"] if key != "dir"}}}
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

@@ -186,6 +186,7 @@ def test_a_bundle_is_slim_whole_and_attributed(run, bundle):
     assert str(stored.variables["params"]["head"]["dense"]["bias"].dtype) == "float32"
     assert stored.meta["arrays"]["variables/params/stem/conv/kernel"]["dtype"] == "bfloat16"
     assert not (bundle / str(best.step) / "train").exists()
+    assert "dir" in best.meta["config"]["data"] and "dir" not in stored.meta["config"]["data"]  # nobody's business
 
 
 @pytest.fixture(scope="module")
