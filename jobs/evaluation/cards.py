@@ -232,7 +232,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             f"Heat maps: {share(outside['share'])} of their energy lies outside the central region, which leaves "
             f"{share(outside['of_a_flat_map'])} of the area outside. Deletion and insertion, whether a map follows a "
             "film that is moved, and what is left of it when the network is randomised "
-            f"({found['films']} films; the method with the best mean rank is `{found['chosen']}`):",
+            f"({found['films']} films; of the methods that depend on the network the one with the best mean rank is `{found['chosen']}`):",
             markdown(faithfulness.rows(found)),
             f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",
         ]

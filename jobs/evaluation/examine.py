@@ -168,7 +168,7 @@ def heat_outside(maps: np.ndarray) -> dict[str, float]:
 
 
 def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
-    """The table over the CAM methods, with `chosen`, the method with the best mean rank, and where lesions are known,
+    """The table over the CAM methods, with `chosen`, the best of them, and where lesions are known,
     the pointing game and the share of energy inside them."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:MAPPED_FILMS]
     films = np.asarray(split.images)[chosen]

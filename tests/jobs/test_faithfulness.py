@@ -105,6 +105,10 @@ def test_the_best_has_the_best_mean_rank():
     assert faithfulness.best(table) == "gradcam"  # 2 + 1.5 + 1 against 1 + 1.5 + 2, the first of equals
     table["layercam"]["randomised"] = {"head": 0.05, "stem": 0.05}
     assert faithfulness.best(table) == "layercam"
+    table["layercam"]["randomised"] = {"head": 0.9, "stem": 0.2}
+    assert faithfulness.best(table) == "gradcam"  # the other one shows the film, whatever the network
+    table["gradcam"]["randomised"] = {"head": 1.0, "stem": 0.1}
+    assert faithfulness.best(table) == "layercam"  # unless all do
     text = "\n".join(faithfulness.lines({"films": 5, "methods": table, "chosen": "layercam"}))
-    assert "maps of 5 films; best by mean rank: layercam" in text
-    assert "| layercam |    0.200 |     0.800 |      0.050 |" in text
+    assert "maps of 5 films; best by mean rank of those that depend on the network: layercam" in text
+    assert "| layercam |    0.200 |     0.800 |      0.550 |" in text
