@@ -1,4 +1,4 @@
-"""The commands a person types. What they share, how a job starts, fails and writes, is here."""
+"""The commands a person types. What they share, how a job starts, fails, walks folders and writes, is here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+)
 
 
 class JobError(Exception):
@@ -62,6 +65,21 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             sys.exit(1)
 
     app.run(guarded, flags_parser=parse)
+
+
+def walk(folder: Path) -> list[Path]:
+    """Every file below a folder in order of path, through links to folders, and the folders that cannot be opened."""
+    found: list[Path] = []
+    walked: set[Path] = set()  # a link may lead back up
+
+    def shut(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=shut, followlinks=True):
+        walked.add(Path(place).resolve())
+        folders[:] = [name for name in folders if Path(place, name).resolve() not in walked]
+        found += [Path(place, name) for name in names]
+    return sorted(found)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from jobs import JobError, run
 from jobs.evaluation import cards
 from model import checkpoint
 from model.calibration import FILE, Calibration
+from model.predictor import Predictor
 
 _CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or another bundle.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
@@ -43,13 +44,14 @@ def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
     """Writes the best step of each source, or of each of its members, to `out`: whole or not at all.
 
     Raises:
-      CheckpointError: nothing in a source can be loaded.
+      CheckpointError: nothing in a source can be loaded, or its members are no ensemble.
       JobError: `out` holds something that is no bundle.
     """
     loaded = [checkpoint.load(folder) for source in sources for folder in checkpoint.member_folders(source)]
     calibration = None
     if len(sources) == 1:
         calibration = Calibration.read(sources[0], [checkpoint.weights_digest(member.meta) for member in loaded])
+    Predictor(loaded)  # or it could not be opened
     # What is not numbered or known was put there by somebody; it is not ours to replace.
     strangers = [e.name for e in out.iterdir() if not _is_ours(e)] if out.exists() else []
     if strangers or out.resolve() in [source.resolve() for source in sources]:
@@ -64,7 +66,7 @@ def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
             score = member.meta["score"]
             with checkpoint.Writer(folder) as writer:
                 writer.save(member.step, stored, _shared(member.meta), score=float("-inf") if score is None else score)
-        if calibration:  # rounding the kernels moves no figure, but they are other weights
+        if calibration:  # rounded by a few thousandths they are other weights, which answer alike
             weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
             (new / FILE).write_text(dataclasses.replace(calibration, weights=weights).to_text())
         datasets = {member.meta["dataset"]["name"]: member.meta["dataset"] for member in loaded}

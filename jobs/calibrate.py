@@ -8,7 +8,8 @@ On the validation films: the temperature that makes probabilities true, the oper
 *uncertain*. On the training films: what films look like, so that anything else is refused. Every command that is given
 the checkpoint then uses it; a calibration of other weights is refused.
 
-With --prior a bias a class is fitted as well, for a place where the classes are as common as stated.
+With --prior a bias a class is fitted as well, for a place where the classes are as common as stated; all figures are
+then those of such a place.
 """
 
 from __future__ import annotations
@@ -77,8 +78,9 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     labels, before = validation.labels, held_out[0]
     temperature, bias = fit.temperature(labels, before, prior)
     after = rescale(before, temperature, bias)
+    weights = fit.as_often(labels, prior)
     losses = {
-        when: {name: metrics.score(labels, probabilities)[name] for name in metrics.LOSSES}
+        when: {name: float(metrics.measure(labels, probabilities, weights[None])[name][0]) for name in metrics.LOSSES}
         for when, probabilities in (("before", before), ("after", after))
     }
     calibration = Calibration(
@@ -86,7 +88,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
         steps=predictor.steps,
         temperature=temperature,
         bias=bias,
-        confidence=fit.confidence(after),
+        confidence=fit.confidence(after, weights),
         operating_points=fit.operating_points(labels, after),
         outliers=fit.outliers(train.labels, train.images, seen[1], held_out[1]),
         facts={
@@ -95,7 +97,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
             "prior": prior,
             "splits": {name: _counts(split) for name, split in (("train", train), ("validation", validation))},
             **losses,
-            "figures": _figures(labels, after, validation.patients),
+            "figures": _figures(labels, after, weights, validation.patients),
         },
     )
     with whole(directory / FILE) as path:
@@ -124,9 +126,11 @@ def _counts(split: films.Split) -> dict[str, Any]:
     }
 
 
-def _figures(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict[str, list[float]]:
+def _figures(
+    labels: np.ndarray, probabilities: np.ndarray, often: np.ndarray, patients: Sequence[str]
+) -> dict[str, list[float]]:
     """What a person is told of the model: by name the figure and its 95 % interval."""
-    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients)
+    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights * often), patients)
     told = {name: (values[name], bounds[name]) for name in TOLD}
     told |= {f"binary_{name}": (values["binary"][name], bounds["binary"][name]) for name in ("accuracy", "auroc")}
     return {name: [value, *interval] for name, (value, interval) in told.items() if value is not None}
@@ -135,7 +139,8 @@ def _figures(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[s
 def table(calibration: Calibration) -> str:
     """What was fitted, for a terminal."""
     bias = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))
-    lines = [f"temperature {calibration.temperature:.3f}; bias {bias}", "", f"{'validation':>16}  before   after"]
+    told = "validation" if calibration.facts["prior"] is None else "at that prior"
+    lines = [f"temperature {calibration.temperature:.3f}; bias {bias}", "", f"{told:>16}  before   after"]
     before, after = calibration.facts["before"], calibration.facts["after"]
     lines += [f"{name.replace('_', ' '):>16}  {before[name]:.4f}  {after[name]:.4f}" for name in metrics.LOSSES]
     lines += ["", f"uncertain below a top probability of {calibration.confidence:.3f}"]

@@ -19,6 +19,7 @@ from absl import flags
 
 from jobs import JobError, run, whole
 from jobs.evaluation import cards
+from jobs.evaluation.report import TRAINED_ON
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 
@@ -58,6 +59,8 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
                 problems.append(f"{folder} is of other weights")
             elif not {"shifts", "decisions"} <= measured.keys():
                 problems.append(f"{folder} was made without --full, or before the model was calibrated")
+            elif measured["films_are"] == TRAINED_ON:
+                problems.append(f"{folder} is of films that the model was trained on")
             else:
                 return folder, measured
         except (OSError, ValueError, KeyError, TypeError) as error:

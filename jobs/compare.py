@@ -23,10 +23,12 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise UsageError(f"{len(arguments)} files given; two are compared: python jobs/compare.py A.csv B.csv")
     first, second = (predictions.read(Path(argument)) for argument in arguments)
-    if first.names != second.names or (first.labels != second.labels).any():
-        missing = set(first.names) ^ set(second.names)
-        what = f"{len(missing)} films are in one alone, such as {min(missing)}" if missing else "their labels differ"
-        raise JobError(f"the two are not of the same films: {what}; evaluate both on the same split")
+    different = "the two are not of the same films: {}; evaluate both on the same split"
+    if missing := set(first.names) ^ set(second.names):
+        raise JobError(different.format(f"{len(missing)} films are in one alone, such as {min(missing)}"))
+    for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
+        if list(one) != list(other):
+            raise JobError(different.format(f"their {what} differ"))
     print(table(first, second))
 
 
@@ -54,9 +56,11 @@ def table(first: Predictions, second: Predictions) -> str:
             f"McNemar, {name}: {test.only_first} films right in the first alone, {test.only_second} in the second; "
             f"p = {test.p_value:.3g}"
         )
-    if 0 < (labels == NORMAL).sum() < len(labels):
+    if 2 <= (labels == NORMAL).sum() <= len(labels) - 2:
         areas = comparison.delong(labels != NORMAL, *(1 - p.probabilities[:, NORMAL] for p in (first, second)))
         lines.append(f"DeLong, pneumonia: AUROC {areas.first:.4f} and {areas.second:.4f}; p = {areas.p_value:.3g}")
+    if len(set(first.patients)) < len(labels):
+        lines.append("McNemar and DeLong take films for independent; the intervals know that some are of one patient.")
     return "\n".join(lines)
 
 

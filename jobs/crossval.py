@@ -1,6 +1,6 @@
 """Cross-validates a config: every fold of the training and validation films with every seed.
 
-    python jobs/crossval.py --config configs/cnn.py --workdir runs/cv --folds 5 --seeds 3
+    python jobs/crossval.py --config configs/cnn.py --folds 5 --seeds 3
     python jobs/crossval.py --config configs/demo.py --workdir runs/cv_demo --folds 3 --seeds 1 --config.epochs=10
 
 Train and validation are pooled and dealt into folds that share no patient and hold about as many films of each class;
@@ -32,7 +32,7 @@ from jobs.training.runs import train_all
 from model.checkpoint import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the members live, such as runs/cv.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the members live; runs/crossval-CONFIG where none is given.")
 _FOLDS = flags.DEFINE_integer("folds", 5, "How many folds; as many patients of each class are needed.", 2)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds each fold is trained with, from config.seed on.", 1)
 flags.mark_flag_as_required("config")
@@ -40,7 +40,8 @@ flags.mark_flag_as_required("config")
 
 def main(arguments: list[str]) -> None:
     del arguments
-    workdir = Path(_WORKDIR.value)
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value or f"runs/crossval-{Path(config_file).stem}")
     members = crossval.plan(_CONFIG.value, workdir, _FOLDS.value, _SEEDS.value)
     diverged = train_all(members, jax.devices(), Console())
     if diverged is None:

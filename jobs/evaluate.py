@@ -49,13 +49,16 @@ def main(arguments: list[str]) -> None:
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
     )
     print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
+    if measured["films_are"] != report.HELD_OUT:
+        print(f"These films are {measured['films_are']}: where it has seen them, the figures flatter it.")
     print(metrics.table(measured, measured["intervals"]))
     print("\n" + decisions.table(measured) if predictor.calibration else _UNCALIBRATED)
     print("\n" + examine.table(measured) if _FULL.value else "\n--full examines shifts, shortcuts and the maps, too")
     if "pointing_game" in measured:
+        print(f"\n{_METHOD.value} peaks inside the lesion")
         for name, share in measured["pointing_game"].items():
             if share is not None:
-                print(f"{_METHOD.value} peaks inside the {name} lesion in {100 * share:.1f} % of its films")
+                print(metrics.line(name, share, measured["intervals"]["pointing_game"][name]))
     print("\n".join(f"  {path}" for path in written))
 
 

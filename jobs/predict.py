@@ -12,14 +12,14 @@ For education and research, never for diagnosis.
 from __future__ import annotations
 
 import csv
+import stat
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 from rich.progress import track
 
-from jobs import UsageError, run
+from jobs import UsageError, run, walk
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
     """Writes a row for every file; returns how often each decision was made."""
     predictor = Predictor.open(directory)
-    files = [file for source in sources for file in walk(source)]
+    files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     out.parent.mkdir(parents=True, exist_ok=True)
     decisions: Counter[str] = Counter()
     with out.open("w", newline="") as table:
@@ -56,21 +56,22 @@ def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
     return decisions
 
 
-def walk(source: Path) -> Iterator[Path]:
-    """The file itself, or every file below a folder, in order of path."""
-    if source.is_dir():
-        yield from sorted(path for path in source.rglob("*") if not path.is_dir())
-    else:
-        yield source
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # and then no file either
 
 
 def _answer(predictor: Predictor, file: Path) -> Prediction:
-    if file.exists() and not file.is_file():
-        return Prediction(REFUSED, reason="not a regular file")  # reading a pipe would wait for ever
     try:
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            return Prediction(REFUSED, reason="not a regular file")  # reading a pipe would wait for ever
         data = file.read_bytes()
     except OSError as error:
-        return Prediction(REFUSED, reason=f"the file cannot be opened ({error.strerror})")
+        what = "folder" if isinstance(error, IsADirectoryError) else "file"
+        return Prediction(REFUSED, reason=f"the {what} cannot be opened ({error.strerror})")
     return predictor.predict_file(data)
 
 

@@ -1,6 +1,6 @@
 """Trains a small grid of configs and ranks them.
 
-    python jobs/sweep.py --config configs/cnn.py --workdir runs/sweep --grid 'learning_rate=1e-3,2e-3;mixup=0,.2'
+    python jobs/sweep.py --config configs/cnn.py --grid 'learning_rate=1e-3,2e-3;mixup=0,.2'
     python jobs/sweep.py --config configs/demo.py --workdir runs/wide --grid 'widths=(8,16,32),(16,32,64)'
 
 One run a cell of the grid, each with all the values of its row. A field is named by its path in configs/base.py
@@ -30,14 +30,15 @@ from jobs.training.runs import train_all
 from model.checkpoint import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live, such as runs/sweep.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live; runs/sweep-CONFIG where none is given.")
 _GRID = flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,VALUE", required=True)
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
     del arguments
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value or f"runs/sweep-{Path(config_file).stem}")
     cells = grid.plan(config, workdir, grid.parse(_GRID.value, config))
     diverged = train_all([cell.run for cell in cells], jax.devices(), Console())
     if diverged is None:

@@ -19,6 +19,7 @@ ASPECT_MAX = 4.0  # of the longer to the shorter side; films of children reach a
 CHROMA_MAX = 24.0  # mean distance of the largest from the smallest of red, green and blue, of 255
 SPREAD_MIN = 16  # gray values, of 255, between the darkest and the brightest hundredth
 THUMBNAIL = 16  # px, the side of the mean film
+LIKENESS = 0.5  # with the mean film, inverted or turned, from which a picture is called a film that is
 TURN_MARGIN = 0.1  # by which a turned film must be more like the mean film than an upright one
 
 
@@ -88,11 +89,13 @@ class Outliers:
         reasons: list[str | None] = []
         for index in range(len(images)):
             other = max(turn[index] for turn in turned)
-            if -upright[index] > max(0.0, other):
+            inverted = -upright[index] > max(0.0, other)
+            wrong_way = other > max(0.0, upright[index] + TURN_MARGIN)
+            if inverted and -upright[index] > LIKENESS:
                 reasons.append("this looks like an inverted film; bones must be bright and lungs dark")
-            elif other > max(0.0, upright[index] + TURN_MARGIN):
+            elif wrong_way and other > LIKENESS:
                 reasons.append("this looks like a film that is turned; the head must be at the top")
-            elif far[index]:
+            elif inverted or wrong_way or far[index]:
                 reasons.append("this is not like the chest films that the model learned from")
             else:
                 reasons.append(None)

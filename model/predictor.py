@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,14 +71,14 @@ class Predictor:
     def __init__(self, loaded: Sequence[checkpoint.Checkpoint], calibration: Calibration | None = None):
         self.metas = [member.meta for member in loaded]
         self.meta, self.calibration = self.metas[0], calibration
-        for key, wanted in (
-            ("classes", list(CLASSES)),
-            ("storage_size", self.meta["storage_size"]),
-            ("dataset", self.meta.get("dataset")),
+        for what, wanted, of in (
+            ("classes", list(CLASSES), lambda meta: meta.get("classes")),
+            ("storage size", self.meta["storage_size"], lambda meta: meta.get("storage_size")),
+            ("dataset", _dataset(self.meta), _dataset),
         ):
             for meta in self.metas:
-                if meta.get(key) != wanted:
-                    raise checkpoint.CheckpointError(f"the checkpoint's {key} are {meta.get(key)}; needed: {wanted}")
+                if of(meta) != wanted:
+                    raise checkpoint.CheckpointError(f"a checkpoint's {what} is {of(meta)}; {wanted} is needed")
         self.storage_size: int = self.meta["storage_size"]
         self.members = tuple(
             Member(
@@ -215,6 +215,12 @@ def _ask(members: tuple[Member, ...], variables: list[Any], images: jax.Array, m
         probabilities.append(jax.nn.softmax(logits))
     mean = jnp.mean(jnp.stack(probabilities), axis=0)
     return Raw(mean, tuple(features), gradcam.average(maps) if maps else None)
+
+
+def _dataset(meta: Mapping[str, Any]) -> str:
+    """What a network was trained on, in short."""
+    dataset = meta.get("dataset")
+    return f"{dataset['name']} ({dataset['fingerprint'][:12]})" if dataset else "unknown"
 
 
 def _fit(member: Member, variables: Any) -> Any:

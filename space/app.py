@@ -141,7 +141,8 @@ def _lay_out(predictor: Predictor) -> None:
         gr.File(label="files", file_count="multiple", visible=False),
         gr.JSON(label="answers", visible=False),
         api_name="predict",
-        api_description="For each film: file, decision, probabilities (null where it was refused) and reason.",
+        api_description="For each film: file; decision, a class, uncertain or refused; the probabilities, null where "
+        "it could not be read; and the reason why it was refused.",
     )
 
 
@@ -160,7 +161,7 @@ def read(predictor: Predictor, files: list[str] | None, progress=gr.Progress()) 
         raise gr.Error("No film is chosen: upload one, or try a synthetic one.", print_exception=False)
     names = [f"{index}. {Path(path).name}" for index, path in enumerate(files, 1)]
     predictions = [ask(predictor, path) for path in progress.tqdm(files, unit="films")]
-    readable = [index for index, prediction in enumerate(predictions) if prediction.probabilities is not None]
+    readable = [index for index, prediction in enumerate(predictions) if prediction.decision != REFUSED]
     choices = [(name, index) for index, name in enumerate(names)]
     several = len(files) > 1
     return (

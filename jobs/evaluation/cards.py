@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluation import faithfulness
+from jobs.evaluation.report import APART, HELD_OUT
 from jobs.evaluation.tables import markdown
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -78,18 +79,22 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
             "not even by experts, and a film of any other disease is called one of the three classes.",
         ]
-    border = parts["border only"]["binary_accuracy"]["value"]
-    lines.append(
-        f"Shortcuts remain: with the lungs painted over, the border of a film alone still gives {share(border)} "
-        "accuracy on normal against pneumonia."
-    )
+    border = parts["border only"]["binary_auroc"]
+    if border["value"] is not None:
+        remain = "Shortcuts remain: with" if border["interval"][0] > 0.5 else "No shortcut was seen in the border: with"
+        lines.append(
+            f"{remain} the middle of a film painted over, its border alone tells pneumonia from normal with an AUROC "
+            f"of {number(border['value'], border['interval'])}; .5 is guessing."
+        )
     missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
     if missed:
-        kinds = ", ".join(f"{kind} {share(values['refused'])}" for kind, values in missed.items())
+        kinds = ", ".join(
+            f"{kind} {share(values['refused'], values['intervals']['refused'])}" for kind, values in missed.items()
+        )
         lines.append(f"Not everything that is no chest film is refused; of these, only: {kinds}.")
     lines.append(
-        f"Of the films of the {measured['split']} split {share(decisions['refused'])} are refused and "
-        f"{share(1 - decisions['abstention']['coverage'])} are left undecided."
+        f"Of the films of the {measured['split']} split {share(decisions['refused'])} are refused, and "
+        f"{share(decisions['abstention']['coverage'])} are decided; the figures below count every film as answered."
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -118,6 +123,24 @@ def _details(predictor: Predictor) -> str:
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "
         "The whole configuration is in the checkpoint's `meta`."
     )
+    config, calibration = predictor.meta["config"], predictor.calibration
+    assert calibration
+    changed = ", ".join(name.replace("_", " ") for name, value in config["augment"].items() if value not in (0, 1))
+    balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
+    told.append(
+        f"Training: {config['optimizer']['name']}, peak learning rate {config['optimizer']['learning_rate']:g}, "
+        f"{config['optimizer']['schedule']} schedule over {config['epochs']} epochs of {config['global_batch_size']} "
+        f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
+        f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
+        f"random changes of every film: {changed or 'none'}. Kept is the epoch with the best "
+        f"{config['select']['metric']}."
+    )
+    prior = "" if calibration.facts["prior"] is None else f" for the shares {calibration.facts['prior']} of the classes"
+    told.append(
+        f"Calibration, on {calibration.facts['splits']['validation']['films']} validation films{prior}: temperature "
+        f"{calibration.temperature:.3f}, bias {', '.join(f'{value:+.3f}' for value in calibration.bias)}; uncertain "
+        f"below a top probability of {calibration.confidence:.3f}."
+    )
     return "\n\n".join(told)
 
 
@@ -130,27 +153,36 @@ def _use() -> str:
 
 
 def _factors(measured: Mapping[str, Any]) -> str:
-    rows = [["factor", "group", "films", "accuracy"]]
+    rows = [["factor", "group", *CLASSES, "accuracy", "pneumonia AUROC"]]
     for way, of_way in measured["shortcuts"]["groups"].items():
-        rows += [[way, group, str(v["films"]), _stated(v["accuracy"])] for group, v in of_way.items()]
+        for group, values in of_way.items():
+            area = values["binary_auroc"]
+            figures = [_stated(values["accuracy"]), number(area["value"], area["interval"])]
+            rows.append([way, group, *map(str, values["classes"]), *figures])
     return (
-        "Accuracy of the three classes by what should not matter. Age, sex, ethnicity and machine are not in the data, "
-        f"so fairness could not be examined.\n\n{markdown(rows)}"
+        "By what should not matter, with the films of each class: groups hold different shares of them, which moves "
+        "the accuracy but not the AUROC. Age, sex, ethnicity and machine are not in the data, so fairness could not be "
+        f"examined.\n\n{markdown(rows)}"
     )
 
 
 _METRICS = """\
 Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumonia accuracy, sensitivity, specificity
 and AUROC; log loss, Brier score and expected calibration error (15 bins, of equal width and of equal mass) for the
-probabilities. Each with its 95 % percentile interval over 2,000 bootstrap resamples of the patients, since films of
-one patient are alike. Thresholds were chosen on the validation split and nowhere else."""
+probabilities. Each with its 95 % interval over 2,000 bootstrap resamples of the patients, since films of one patient
+are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals are reflected.
+An interval of no width says only that no film was wrong. Thresholds were chosen on the validation split and nowhere
+else."""
 
 
 def _evaluation_data(measured: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{values['count']} {name}" for name, values in measured["classes"].items())
     text = (
         f"The {measured['split']} split of `{measured['dataset']['name']}`: {measured['count']} films of "
-        f"{measured['patients']} patients ({counts}), none of them in training."
+        f"{measured['patients']} patients ({counts}), "
+    )
+    text += (
+        "none of them in training." if measured["films_are"] == HELD_OUT else f"{APART}: nobody is known to be in both."
     )
     if measured["split"] == "validation":
         text += (
@@ -168,7 +200,7 @@ def _training_data(predictor: Predictor) -> str:
     return (
         f"The train split of `{dataset['name']}`: {train['films']} films of {train['patients']} patients ({counts}). "
         f"{dataset['citation'] or 'Drawn by a program'}. Licence {dataset['license']}. Fingerprint of the prepared "
-        f"data: `{dataset['fingerprint'][:16]}`. Films were split by patient, after equal files had been merged."
+        f"data: `{dataset['fingerprint'][:16]}`. No patient and no file is in two splits."
     )
 
 
@@ -215,7 +247,14 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
 
     refused = [["pictures", "refused", "AUROC of the distance"]]
     for kind, values in measured["outliers"].items():
-        refused.append([kind, f"{share(values['refused'])} of {values['count']}", number(values["auroc"])])
+        bounds_of = values["intervals"]
+        refused.append(
+            [
+                kind,
+                f"{share(values['refused'], bounds_of['refused'])} of {values['count']}",
+                number(values["auroc"], bounds_of["auroc"]),
+            ]
+        )
 
     outside = measured["shortcuts"]["heat_outside"]
     found = measured["maps"]
@@ -229,11 +268,13 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             markdown(shifted),
             "Pictures that are no upright chest films of a patient:",
             markdown(refused),
-            f"Heat maps: {share(outside['share'])} of their energy lies outside the central region, which leaves "
-            f"{share(outside['of_a_flat_map'])} of the area outside. Deletion and insertion, whether a map follows a "
-            "film that is moved, and what is left of it when the network is randomised "
-            f"({found['films']} films; of the methods that depend on the network the one with the best mean rank is `{found['chosen']}`):",
+            f"Heat maps: {share(outside['share'], outside['interval'])} of their energy lies outside the central "
+            f"region; of a map that is the same wherever the network looks, {share(outside['of_a_flat_map'])}. "
+            "Deletion and insertion, whether a map follows a film that is moved, and what is left of it when the network is "
+            f"randomised ({found['films']} films; of the methods that depend on the network `{found['chosen']}` has "
+            "the best mean rank):",
             markdown(faithfulness.rows(found)),
+            f"{faithfulness.advantage(found)}.",
             f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",
         ]
     )
@@ -242,7 +283,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
 _ETHICS = """\
 The films are public and without names; consent and ethics approval are those of the dataset's paper. A confident wrong
 answer about a child could delay treatment, and a heat map lends it an air of reason: the page therefore says beside
-every answer that it is none of a medical device, leaves films undecided, and refuses what it was not made for."""
+every answer that it is not a medical device, leaves films undecided, and refuses what it was not made for."""
 
 _CAVEATS = f"""\
 Compare models by `python jobs/compare.py` on the same films, not by two figures with overlapping intervals. Measure
@@ -252,20 +293,28 @@ again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the fi
 _GUIDELINES = markdown(
     [
         ["guideline, item", "where"],
-        ["CLAIM, title and abstract: the methodology, and what it is for", "head; Intended use"],
-        ["CLAIM, introduction: background and objectives", "Intended use"],
-        ["CLAIM, study design: retrospective, public data", "Training data; Evaluation data"],
-        ["CLAIM, data: sources, selection, de-identification", "Training data; Ethical considerations"],
-        ["CLAIM, ground truth: definition and its limits", "Limits"],
-        ["CLAIM, data partitions: assigned by patient, disjoint", "Training data; Evaluation data"],
-        ["CLAIM, model: description, software, initialisation", "Model details"],
-        ["CLAIM, training: details, how the final model was chosen", "Model details; Evaluation data"],
-        ["CLAIM, evaluation: metrics, uncertainty, robustness", "Metrics; Quantitative analyses"],
-        ["CLAIM, explainability: methods and how they were validated", "Quantitative analyses"],
-        ["CLAIM, external testing", "not done; said in Limits"],
-        ["CLAIM, results: participants, performance, failures", "Factors; Quantitative analyses"],
-        ["CLAIM, discussion: limitations and use", "Limits; Caveats and recommendations"],
-        ["CLAIM, registration, protocol, funding", "none"],
+        ["CLAIM 1, 2 title and abstract", "head; Limits"],
+        ["CLAIM 3, 4 background and objectives", "Intended use"],
+        ["CLAIM 5, 6 design and goal: retrospective, public data", "Training data; Intended use"],
+        ["CLAIM 7-10 sources, eligibility, preprocessing, subsets", "Training data; Model details"],
+        ["CLAIM 11 definitions of data elements", "Limits"],
+        ["CLAIM 12 de-identification", "Ethical considerations"],
+        ["CLAIM 13 missing data", "files that cannot be read are listed when data are prepared"],
+        ["CLAIM 14-18 ground truth: definition, source, variability", "Limits (the labels are the dataset's)"],
+        ["CLAIM 19 sample size", "Training data; Evaluation data (all films there are)"],
+        ["CLAIM 20, 21 partitions, and at which level they are disjoint", "Training data; Evaluation data"],
+        ["CLAIM 22-24 model, software, initialisation", "Model details"],
+        ["CLAIM 25, 26 training, and how the final model was chosen", "Model details; Evaluation data"],
+        ["CLAIM 27 ensembling", "Model details"],
+        ["CLAIM 28, 29 metrics and uncertainty", "Metrics"],
+        ["CLAIM 30 robustness", "Quantitative analyses; Factors"],
+        ["CLAIM 31 explainability, and how it was validated", "Quantitative analyses"],
+        ["CLAIM 32 external testing", "none"],
+        ["CLAIM 33, 34 participants and their characteristics", "Evaluation data; Factors"],
+        ["CLAIM 35, 36 performance and its precision", "Quantitative analyses"],
+        ["CLAIM 37 failures", "Factors; Quantitative analyses"],
+        ["CLAIM 38, 39 limitations, and what follows for practice", "Limits; Caveats and recommendations"],
+        ["CLAIM 40-42 registration, protocol, funding", "none"],
         ["TRIPOD+AI 1, 2 title and abstract", "head; Limits"],
         ["TRIPOD+AI 3, 4 background and objectives", "Intended use"],
         ["TRIPOD+AI 5, 6 data and participants", "Training data; Evaluation data"],
@@ -275,12 +324,12 @@ _GUIDELINES = markdown(
         ["TRIPOD+AI 10 sample size", "Training data; Evaluation data (all films there are)"],
         ["TRIPOD+AI 11 missing data", "files that cannot be read are listed when data are prepared"],
         ["TRIPOD+AI 12 analytical methods", "Metrics; Model details"],
-        ["TRIPOD+AI 13 class imbalance", "Model details (classes are sampled equally, calibration comes after)"],
+        ["TRIPOD+AI 13 class imbalance", "Model details (balance, calibration)"],
         ["TRIPOD+AI 14 fairness", "Factors"],
         ["TRIPOD+AI 15 model output", "Quantitative analyses (probabilities, thresholds)"],
         ["TRIPOD+AI 16 training against evaluation", "Evaluation data"],
         ["TRIPOD+AI 17 ethical approval", "Ethical considerations"],
-        ["TRIPOD+AI 18 open science", "Model details (code, weights and data are public)"],
+        ["TRIPOD+AI 18 open science", "Model details; Training data"],
         ["TRIPOD+AI 19 patient and public involvement", "none"],
         ["TRIPOD+AI 20, 21 participants and model development", "Training data; Evaluation data"],
         ["TRIPOD+AI 22 model specification", "Model details (the weights themselves)"],

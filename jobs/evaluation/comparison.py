@@ -48,15 +48,15 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     Films count as independent; where patients have several, the bootstrap's interval is the one to go by.
 
     Args:
-      truth: (N,) bool, with both values.
+      truth: (N,) bool, with two of each value at least: of one alone the spread is unknown.
       first: (N,) scores, larger for positives.
       second: (N,) scores.
 
     Raises:
-      ValueError: `truth` holds one value alone.
+      ValueError: there are fewer.
     """
-    if truth.all() or not truth.any():
-        raise ValueError("an area under the ROC curve needs positives and negatives; the films hold one of them alone")
+    if min(truth.sum(), (~truth).sum()) < 2:
+        raise ValueError(f"{truth.sum()} positives and {(~truth).sum()} negatives; two of each are needed at least")
     placements = [_placements(truth, scores) for scores in (first, second)]
     of_positives = np.stack([positives for positives, _ in placements])  # V10, (2, m)
     of_negatives = np.stack([negatives for _, negatives in placements])  # V01, (2, n)

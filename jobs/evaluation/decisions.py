@@ -33,16 +33,18 @@ def operating_point(
 
 
 def selective(
-    labels: np.ndarray, probabilities: np.ndarray, confidence: float, weights: np.ndarray
+    labels: np.ndarray, probabilities: np.ndarray, refused: np.ndarray, confidence: float, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Films below a top probability of `confidence` left undecided (El-Yaniv and Wiener 2010, section 2).
+    """Films that are refused, or below a top probability of `confidence`, left undecided (El-Yaniv and Wiener 2010,
+    section 2).
 
     Returns:
       (B,) coverage, the share that is decided; accuracy of those; and the area under the risk-coverage curve, the mean
-      share of wrong ones over all confidences (Geifman et al. 2019, section 2), which is 0 at best.
+      share of wrong ones over all confidences (Geifman et al. 2019, section 2), refused films among them, which is 0
+      at best.
     """
     right, top = probabilities.argmax(axis=1) == labels, probabilities.max(axis=1)
-    decided = top >= confidence
+    decided = (top >= confidence) & ~refused
     _, risk, mass = _risk_coverage(right, top, weights)
     return {
         "coverage": ratio(weights @ decided, weights.sum(axis=1)),
@@ -81,7 +83,7 @@ def measure(
     """All of it: (B,) figures, nested."""
     return {
         "refused": ratio(weights @ refused, weights.sum(axis=1)),
-        "abstention": selective(labels, probabilities, confidence, weights),
+        "abstention": selective(labels, probabilities, refused, confidence, weights),
         "operating_points": {
             name: operating_point(labels, probabilities, threshold, prevalence, weights)
             for name, threshold in operating_points.items()

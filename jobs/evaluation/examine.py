@@ -6,18 +6,19 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
 from jobs.datasets.films import Split
 from jobs.datasets.phantom.builder import film as phantom
 from jobs.evaluation import faithfulness, metrics, negatives, shifts
-from jobs.evaluation.intervals import estimate
-from model import preprocess
-from model.gradcam import METHODS
-from model.labels import NORMAL
+from jobs.evaluation.intervals import estimate, mean
+from model import gradcam, preprocess
+from model.labels import CLASSES, NORMAL
 from model.outliers import objection
 from model.predictor import Predictor
 
@@ -25,22 +26,25 @@ MAPPED_FILMS = 96  # films that the maps are judged on
 REGION_MARGIN = 0.15  # of the side; what is inside is called the central chest region
 
 
-def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, decided: np.ndarray) -> dict[str, Any]:
+def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
     """All of it, as JSON values: `shifts`, `shortcuts`, `maps`, and where the model is calibrated `outliers`.
 
     Args:
       predictor: what is examined.
       split: the films.
       heatmaps: (N, 3, h, w) of each class.
-      decided: (N,) int, the most probable class.
+      probabilities: (N, 3).
     """
+    decided = probabilities.argmax(axis=1)
     variants, parts = shifted(predictor, split)
     found: dict[str, Any] = {
         "shifts": variants,
         "shortcuts": {
             "parts": parts,
-            "groups": groups(split, decided),
-            "heat_outside": heat_outside(heatmaps[np.arange(len(decided)), decided]),
+            "groups": groups(split, probabilities),
+            "heat_outside": heat_outside(
+                heatmaps[np.arange(len(decided)), decided], seen(predictor, heatmaps.shape[2]), split.patients
+            ),
         },
         "maps": maps(predictor, split),
     }
@@ -105,12 +109,16 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
 
 def series(name: str) -> str:
     """The letters a file name starts with: the source names its series so."""
-    found = re.match(r"[^\W\d_]+", name)
+    found = re.match(r"[^\W\d_]+", PurePosixPath(name).name)
     return found[0] if found else "other"
 
 
-def groups(split: Split, decided: np.ndarray) -> dict[str, Any]:
-    """Accuracy with its interval by what should not matter: file series, brightness, and size where films differ."""
+def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
+    """By what should not matter, file series, brightness, and size where films differ: accuracy, and AUROC of
+    normal against pneumonia.
+
+    Groups differ in their classes, which are told beside; the AUROC does not depend on how many there are of each.
+    """
     brightness = np.array([film.mean() for film in split.images])
     ways: dict[str, Sequence[str]] = {
         "file series": [series(name) for name in split.names],
@@ -123,21 +131,20 @@ def groups(split: Split, decided: np.ndarray) -> dict[str, Any]:
     ):
         if np.ptp(values) > 0:
             ways[what] = thirds(values, words)
-    right = decided == split.labels
     told: dict[str, Any] = {}
     for way, of_film in ways.items():
         told[way] = {}
         for group in dict.fromkeys(of_film):
             rows = np.flatnonzero(np.asarray(of_film) == group)
 
-            def accuracy(weights: np.ndarray, rows: np.ndarray = rows) -> dict[str, Any]:
-                return {"accuracy": metrics.ratio(weights @ right[rows], weights.sum(axis=1))}
+            def figures(weights: np.ndarray, rows: np.ndarray = rows) -> dict[str, Any]:
+                return _figures(split.labels[rows], probabilities[rows], weights)
 
-            value, interval = estimate(accuracy, [split.patients[row] for row in rows])
+            values, bounds = estimate(figures, [split.patients[row] for row in rows])
             told[way][group] = {
                 "films": len(rows),
                 "classes": np.bincount(split.labels[rows], minlength=3).tolist(),
-                "accuracy": {"value": value["accuracy"], "interval": interval["accuracy"]},
+                **{name: {"value": values[name], "interval": bounds[name]} for name in ("accuracy", "binary_auroc")},
             }
     return told
 
@@ -148,11 +155,25 @@ def thirds(values: np.ndarray, words: Sequence[str]) -> list[str]:
     return [words[int(value > low) + int(value > high)] for value in values]
 
 
-def heat_outside(maps: np.ndarray) -> dict[str, float]:
-    """Mean share of a map's energy outside the central chest region, and that of a map that is the same everywhere.
+def seen(predictor: Predictor, cells: int) -> np.ndarray:
+    """(cells, cells) where on a film its networks look at all: 1 where all do, 0 where none does."""
+    flat = []
+    for member in predictor.members:
+        inside = jnp.ones((1, round(cells * member.side), round(cells * member.side)))
+        flat.append(gradcam.upsample(np.asarray(preprocess.from_middle(inside, member.side))[0], cells, cells))
+    return np.mean(flat, axis=0)
+
+
+def heat_outside(maps: np.ndarray, flat: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
+    """Mean share of a map's energy outside the central chest region.
 
     Args:
       maps: (N, h, w), at least 0; each cell counts with the part of it that is outside.
+      flat: (h, w) a map that is the same wherever the networks look.
+      patients: (N,) who each film is of.
+
+    Returns:
+      The `share` and its `interval`, and that `of_a_flat_map`.
     """
     height, width = maps.shape[1:]
 
@@ -162,24 +183,44 @@ def heat_outside(maps: np.ndarray) -> dict[str, float]:
         return np.maximum(overlap, 0) * cells
 
     weight = 1 - np.outer(inside(height), inside(width))
-    energy = maps.sum(axis=(1, 2))
-    shares = (maps * weight).sum(axis=(1, 2))[energy > 0] / energy[energy > 0]
-    return {"share": float(shares.mean()) if len(shares) else 0.0, "of_a_flat_map": float(weight.mean())}
+    shares = metrics.ratio((maps * weight).sum(axis=(1, 2)), maps.sum(axis=(1, 2)))  # NaN of a blank map
+    value, bounds = estimate(lambda weights: {"share": mean(shares, weights)}, patients)
+    return {
+        "share": value["share"],
+        "interval": bounds["share"],
+        "of_a_flat_map": float((flat * weight).sum() / flat.sum()),
+    }
 
 
 def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
-    """The table over the CAM methods, with `chosen`, the best of them, and where lesions are known,
-    the pointing game and the share of energy inside them."""
+    """The table over the CAM methods with its intervals, nested alike, their advantage over a blob in the middle, and
+    `chosen`, the best of them; where lesions are known, with the pointing game and the share of energy inside them."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:MAPPED_FILMS]
     films = np.asarray(split.images)[chosen]
-    steps = len(METHODS) + len(faithfulness.CONTROLS)
+    steps = len(gradcam.METHODS) + len(faithfulness.CONTROLS)
     table = dict(track(faithfulness.measure(predictor, films), "judging the maps", total=steps, transient=True))
     if split.masks is not None:
-        for method in METHODS:
+        for method in gradcam.METHODS:
             table[method] |= faithfulness.on_lesions(
                 predictor, films, split.labels[chosen], split.masks[chosen], method
             )
-    return {"films": len(films), "methods": table, "chosen": faithfulness.best(table)}
+
+    def means(weights: np.ndarray) -> dict[str, Any]:
+        of_methods = metrics.each(table, lambda values: mean(values, weights))
+        return {"methods": of_methods, "against_blob": faithfulness.against_blob(of_methods)}
+
+    values, bounds = estimate(means, [split.patients[row] for row in chosen])
+    against = {
+        name: {column: {"value": row[column], "interval": bounds["against_blob"][name][column]} for column in row}
+        for name, row in values["against_blob"].items()
+    }
+    return {
+        "films": len(films),
+        "methods": values["methods"],
+        "intervals": bounds["methods"],
+        "against_blob": against,
+        "chosen": faithfulness.best(values["methods"]),
+    }
 
 
 def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
@@ -201,15 +242,19 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
         answers = list(predictor.predict(images))
         reasons = [objection(film) or answer.reason for film, answer in zip(films, answers, strict=True)]
         far = distances(images)
-        value = metrics.auroc(
-            np.repeat([False, True], [len(ours), len(far)]),
-            np.concatenate([ours, far]),
-            np.ones((1, len(ours) + len(far))),
-        )
+        other = np.repeat([False, True], [len(ours), len(far)])
+        both, refusals = np.concatenate([ours, far]), np.array([bool(reason) for reason in reasons], float)
+
+        def figures(
+            weights: np.ndarray, other: np.ndarray = other, both: np.ndarray = both, refusals: np.ndarray = refusals
+        ) -> dict[str, Any]:
+            return {"refused": mean(refusals, weights[:, other]), "auroc": metrics.auroc(other, both, weights)}
+
+        values, bounds = estimate(figures, [*split.patients, *(f"picture {index}" for index in range(len(far)))])
         told[kind] = {
             "count": len(films),
-            "refused": sum(bool(reason) for reason in reasons) / len(films),
-            "auroc": float(value[0]),
+            **values,
+            "intervals": bounds,
             "reasons": dict(Counter(reason for reason in reasons if reason).most_common()),
         }
     return told
@@ -230,12 +275,13 @@ def table(found: Mapping[str, Any]) -> str:
     for name, figures in rows.items():
         lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))
     for way, of_way in shortcuts["groups"].items():
-        lines += ["", f"accuracy by {way}"]
+        lines += ["", f"accuracy, and AUROC of pneumonia, by {way}; films that are {', '.join(CLASSES)}"]
         for group, values in of_way.items():
-            lines.append(f"{group:>28}  {stated(values['accuracy'])}, {values['films']} films")
+            figures = ";  ".join(stated(values[name]) for name in ("accuracy", "binary_auroc"))
+            lines.append(f"{group:>28}  {figures};  {', '.join(map(str, values['classes']))}")
     outside = shortcuts["heat_outside"]
-    lines += ["", f"heat outside the central region: {100 * outside['share']:.0f} %"]
-    lines[-1] += f" ({100 * outside['of_a_flat_map']:.0f} % of the area)"
+    heat = stated({"value": outside["share"], "interval": outside["interval"]})
+    lines += ["", f"heat outside the central region: {heat}; of a flat map {100 * outside['of_a_flat_map']:.1f} %"]
     lines += ["", *faithfulness.lines(found["maps"])]
     if "outliers" in found:
         lines += ["", f"{'refused':>28}  pictures, by the features' distance: AUROC"]

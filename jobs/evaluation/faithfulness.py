@@ -23,7 +23,7 @@ STEPS = 10  # of deletion and insertion
 BLUR_PX = 11.0  # standard deviation, in px of a square of 224: what a deleted place looks like
 SHIFT_PX, TURN_DEGREES = 8, 8.0  # the movements that a map should follow
 RANKED_SIDE = 28  # of the pixels that maps are compared at
-CONTROLS = ("random", "centred blob")
+RANDOM, BLOB = CONTROLS = ("random", "centred blob")
 DEPENDS = 0.5  # largest mean correlation with the map of randomised networks of a map that depends on the network
 
 
@@ -46,8 +46,8 @@ def control_maps(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def deletion_and_insertion(
     ask: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, maps: np.ndarray
-) -> tuple[float, float]:
-    """Mean areas under the curves of the class's probability, as the places with most heat are blurred, or sharpened.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Areas under the curves of the class's probability, as the places with most heat are blurred, or sharpened.
 
     Args:
       ask: (N, S, S) uint8 -> (N, 3) probabilities.
@@ -56,7 +56,7 @@ def deletion_and_insertion(
       maps: (N, S, S), more is more.
 
     Returns:
-      (deletion, the smaller the better; insertion, the larger the better).
+      (deletion, the smaller the better; insertion, the larger the better), (N,) each.
     """
     size = images.shape[1]
     blurred = np.stack([ndimage.gaussian_filter(film.astype(float), BLUR_PX * size / 224) for film in images])
@@ -73,8 +73,8 @@ def deletion_and_insertion(
         for index, (inside, outside) in enumerate(((blurred, images), (images, blurred))):
             probabilities = ask(np.where(hottest, inside, outside))
             curves[index, step] = probabilities[np.arange(len(images)), labels]
-    areas = np.trapezoid(curves, dx=1 / STEPS, axis=1).mean(axis=1)
-    return float(areas[0]), float(areas[1])
+    areas = np.asarray(np.trapezoid(curves, dx=1 / STEPS, axis=1))
+    return areas[0], areas[1]
 
 
 def layers(params: Mapping[str, Any]) -> list[str]:
@@ -118,24 +118,24 @@ def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: 
     return np.stack([gradcam.upsample(one, size, size) for one in coarse])
 
 
-def _mean_correlation(first: np.ndarray, second: np.ndarray) -> float:
+def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     # Some pixels: maps are smooth, and ranking all of them would take longer than making them.
     step = max(1, first.shape[1] // RANKED_SIDE)
     pairs = zip(first[:, ::step, ::step], second[:, ::step, ::step], strict=True)
-    return float(np.mean([rank_correlation(one, other) for one, other in pairs]))
+    return np.array([rank_correlation(one, other) for one, other in pairs])
 
 
 def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The table over the methods, and the controls.
+    """What is known of the methods, and of the controls, film by film.
 
     Args:
       predictor: the model.
       images: (N, S, S) uint8; some hundred films are enough.
 
     Yields:
-      A method, and of it deletion, insertion, shift and rotation (rank correlation of the moved map with the map of
-      the moved film), and randomised, by the last part that was (rank correlation with the map of the whole network:
-      a map that explains the network must lose it). Of a control, deletion and insertion.
+      A method, and of it, (N,) each, deletion, insertion, shift and rotation (rank correlation of the moved map with
+      the map of the moved film), and randomised, by the last part that was (rank correlation with the map of the whole
+      network: a map that explains the network must lose it). Of a control, deletion and insertion.
     """
 
     def ask(films: np.ndarray) -> np.ndarray:
@@ -153,15 +153,15 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
             {
                 "deletion": deletion,
                 "insertion": insertion,
-                "shift": _mean_correlation(np.roll(maps, (edge, edge), axis=(1, 2)), shifted),
-                "rotation": _mean_correlation(
+                "shift": _correlations(np.roll(maps, (edge, edge), axis=(1, 2)), shifted),
+                "rotation": _correlations(
                     np.stack(
                         [ndimage.rotate(one, TURN_DEGREES, reshape=False, order=1, mode="nearest") for one in maps]
                     ),
                     _maps(predictor, turned, labels, method),
                 ),
                 "randomised": {
-                    part: _mean_correlation(maps, _maps(other, images, labels, method))
+                    part: _correlations(maps, _maps(other, images, labels, method))
                     for part, other in cascade(predictor)
                 },
             },
@@ -173,26 +173,39 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
 
 def on_lesions(
     predictor: Predictor, images: np.ndarray, labels: np.ndarray, masks: np.ndarray, method: str
-) -> dict[str, float]:
-    """Share of films whose map peaks inside the lesion (Zhang et al. 2018, section 4.2), and of its energy there.
+) -> dict[str, np.ndarray]:
+    """Whether a map peaks inside the lesion (Zhang et al. 2018, section 4.2), and the share of its energy there.
 
     Args:
       predictor: the model.
       images: (N, S, S) uint8.
       labels: (N,) int, the class of each film, whose map it is.
-      masks: (N, S, S) bool; films without a lesion are left out.
+      masks: (N, S, S) bool.
       method: of the maps.
+
+    Returns:
+      `pointing_game` and `energy_in_lesion`, (N,) each, NaN for films without a lesion; nothing where none has one.
     """
-    ill = masks.any(axis=(1, 2))
-    if not ill.any():
+    ill = np.flatnonzero(masks.any(axis=(1, 2)))
+    if not len(ill):
         return {}
     maps, lesions = _maps(predictor, images[ill], labels[ill], method), masks[ill]
+    found = {name: np.full(len(masks), np.nan) for name in ("pointing_game", "energy_in_lesion")}
     peaks = maps.reshape(len(maps), -1).argmax(axis=1)
-    pointed = lesions.reshape(len(lesions), -1)[np.arange(len(maps)), peaks] & (maps.max(axis=(1, 2)) > 0)
+    pointed = lesions.reshape(len(lesions), -1)[np.arange(len(maps)), peaks]
+    found["pointing_game"][ill] = pointed & (maps.max(axis=(1, 2)) > 0)
     energy = np.maximum(maps.sum(axis=(1, 2)), 1e-12)
+    found["energy_in_lesion"][ill] = (maps * lesions).sum(axis=(1, 2)) / energy
+    return found
+
+
+def against_blob(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Deletion and insertion of each method less those of the blob in the middle, figures of any shape."""
+    blob = table[BLOB]
     return {
-        "pointing_game": float(pointed.mean()),
-        "energy_in_lesion": float(((maps * lesions).sum(axis=(1, 2)) / energy).mean()),
+        name: {column: row[column] - blob[column] for column in blob}
+        for name, row in table.items()
+        if name not in CONTROLS
     }
 
 
@@ -231,19 +244,40 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     return methods[int(ranks.argmin())]
 
 
-def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """The table as cells, its head first."""
+def rows(found: Mapping[str, Any], intervals: bool = True) -> list[list[str]]:
+    """The table as cells, its head first; with intervals where there are some."""
     table = found["methods"]
     columns = [column for column in JUDGED if any(column in row for row in table.values())]
     told = [["method", *(column.replace("_", " ") for column in columns)]]
     for name, row in table.items():
-        told.append([name, *(f"{_value(row, column):.3f}" if column in row else "" for column in columns)])
+        told.append([name, *(_cell(row, column, found["intervals"][name], intervals) for column in columns)])
     return told
+
+
+def _cell(row: Mapping[str, Any], column: str, bounds: Mapping[str, Any], intervals: bool) -> str:
+    if column not in row:
+        return ""
+    words = f"{_value(row, column):.3f}"
+    # That of the mean over the parts is not that of one of them.
+    if not intervals or isinstance(bounds[column], Mapping):
+        return words
+    low, high = bounds[column]
+    return f"{words} ({low:.3f} to {high:.3f})"
+
+
+def advantage(found: Mapping[str, Any]) -> str:
+    """How the chosen method's maps compare with a blob in the middle of every film."""
+    told = []
+    for column, figure in found["against_blob"][found["chosen"]].items():
+        low, high = figure["interval"]
+        told.append(f"{column} {figure['value']:+.3f} ({low:+.3f} to {high:+.3f})")
+    return f"{found['chosen']} less the {BLOB}: {', '.join(told)}"
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The table for a terminal."""
     return [
         f"maps of {found['films']} films; best by mean rank of those that depend on the network: {found['chosen']}",
-        *markdown(rows(found)).splitlines(),
+        *markdown(rows(found, intervals=False)).splitlines(),
+        advantage(found),
     ]

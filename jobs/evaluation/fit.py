@@ -37,8 +37,7 @@ def temperature(
       (temperature, bias); the bias sums to zero.
     """
     counts = np.bincount(labels, minlength=len(CLASSES))
-    weights = np.ones(len(labels)) if prior is None else (np.asarray(prior) / counts)[labels]
-    weights = weights / weights.sum()
+    weights = as_often(labels, prior) / len(labels)
     targets = (np.eye(len(CLASSES)) * counts + 1) / (counts + len(CLASSES))[:, None]  # (class, probabilities)
     targets = targets[labels] * weights[:, None]  # (N, 3)
 
@@ -55,6 +54,14 @@ def temperature(
     # The loss is convex in (1 / temperature, bias), so what is found is the minimum.
     found = optimize.minimize(loss, np.zeros(1 if prior is None else len(CLASSES)), method="Nelder-Mead", tol=1e-8)
     return unpack(found.x)
+
+
+def as_often(labels: np.ndarray, prior: Sequence[float] | None) -> np.ndarray:
+    """(N,) how often each film counts where the classes have the shares of `prior`; once each without one."""
+    if prior is None:
+        return np.ones(len(labels))
+    weights = (np.asarray(prior) / np.bincount(labels, minlength=len(CLASSES)))[labels]
+    return weights * (len(labels) / weights.sum())
 
 
 def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -82,9 +89,14 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     }
 
 
-def confidence(probabilities: np.ndarray) -> float:
-    """The top probability that COVERAGE of the films reach."""
-    return float(np.quantile(probabilities.max(axis=1), 1 - COVERAGE))
+def confidence(probabilities: np.ndarray, weights: np.ndarray) -> float:
+    """The top probability that COVERAGE of the films reach, each counted as often as `weights` (N,) says."""
+    top = probabilities.max(axis=1)
+    order = np.argsort(top)
+    below = np.cumsum(weights[order]) / weights.sum()
+    first = int(np.searchsorted(below, 1 - COVERAGE, side="right"))  # that is decided
+    # Halfway between films, or the last bit of a film's probability would decide about it.
+    return float(top[order[max(0, first - 1) : first + 1]].mean())
 
 
 def gaussians(labels: np.ndarray, features: np.ndarray) -> Member:

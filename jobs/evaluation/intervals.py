@@ -15,6 +15,7 @@ from jobs.evaluation import metrics
 
 RESAMPLES = 2000
 LEVEL = 0.95
+BIASED = ("ece", "ece_equal_mass")  # chance alone makes them larger, and a resample adds to it
 
 
 def cluster_weights(patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -26,7 +27,7 @@ def cluster_weights(patients: Sequence[str], resamples: int = RESAMPLES, seed: i
 
 
 def percentile(values: np.ndarray) -> list[float] | None:
-    """[low, high] of the resamples in which a figure is defined; None where it never is."""
+    """[low, high] of the resamples (B,) in which a figure is defined; None where it never is."""
     defined = values[np.isfinite(values)]
     if not len(defined):
         return None
@@ -35,10 +36,22 @@ def percentile(values: np.ndarray) -> list[float] | None:
     return [float(low), float(high)]
 
 
+def reflected(figure: float, values: np.ndarray) -> list[float] | None:
+    """As `percentile`, mirrored about the figure, but not below 0: for one that every resample moves the same way.
+
+    The basic bootstrap of Davison and Hinkley 1997, section 5.2, of squares, whose bias adds up: those of the resamples
+    are as far above the figure's as that is above what it estimates.
+    """
+    bounds = percentile(values**2)
+    return bounds and [float(max(0.0, 2 * figure**2 - bound) ** 0.5) for bound in reversed(bounds)]
+
+
 def estimate(
     figures: Callable[[np.ndarray], dict[str, Any]], patients: Sequence[str], seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of films, and their 95 % percentile intervals.
+    """Figures of films, and their 95 % intervals: percentiles of the resamples, reflected for the figures of BIASED.
+
+    Where not one film is wrong no resample is: an interval of no width says no more than that.
 
     Args:
       figures: of weights (B, N), as metrics.measure.
@@ -51,7 +64,26 @@ def estimate(
     weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients, seed=seed)])
     measured = figures(weights)
     values = metrics.each(measured, lambda figure: float(figure[0]) if np.isfinite(figure[0]) else None)
-    return values, metrics.each(measured, lambda figure: percentile(figure[1:]) if np.isfinite(figure[0]) else None)
+    return values, _bounds(measured)
+
+
+def _bounds(measured: dict[str, Any]) -> dict[str, Any]:
+    """The intervals of figures (1 + B,), the first of each the figure itself."""
+    bounds: dict[str, Any] = {}
+    for name, figure in measured.items():
+        if isinstance(figure, dict):
+            bounds[name] = _bounds(figure)
+        elif not np.isfinite(figure[0]):
+            bounds[name] = None
+        else:
+            bounds[name] = reflected(figure[0], figure[1:]) if name in BIASED else percentile(figure[1:])
+    return bounds
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(N,) values, NaN where a film has none, under (B, N) weights -> (B,) their means."""
+    known = np.isfinite(values)
+    return metrics.ratio(weights[:, known] @ values[known], weights[:, known].sum(axis=1))
 
 
 def intervals(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], seed: int = 0) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from jobs.evaluation.decisions import risk_coverage
 from jobs.evaluation.metrics import expected_calibration_error, reliability_bins
@@ -112,6 +111,8 @@ def _one_against_rest(labels: np.ndarray, probabilities: np.ndarray) -> list[tup
 
 def roc_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
     """Sensitivity against false alarms, one curve a class and one for normal against pneumonia."""
+    from sklearn.metrics import roc_auc_score, roc_curve  # a second, which no trainer should wait for
+
     figure = _figure(5, 4.8, f"ROC, {len(labels)} films")
     axes = figure.add_subplot()
     for name, truth, value in _one_against_rest(labels, probabilities):
@@ -128,6 +129,8 @@ def roc_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> Non
 
 def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> None:
     """Precision against sensitivity, one curve a class and one for normal against pneumonia."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve  # as above
+
     figure = _figure(5, 4.8, f"Precision and recall, {len(labels)} films")
     axes = figure.add_subplot()
     curves = _one_against_rest(labels, probabilities)

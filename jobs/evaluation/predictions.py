@@ -39,12 +39,15 @@ def read(path: Path) -> Predictions:
     try:
         with path.open(newline="") as file:
             rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
+        names = [row["name"] for row in rows]
+        if not rows or len(set(names)) < len(names):
+            raise ValueError(f"{len(rows)} rows of {len(set(names))} films")
         labels = np.array([CLASSES.index(row["label"]) for row in rows])
         probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
-        probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
         metrics.check(labels, probabilities)
-        return Predictions([row["name"] for row in rows], [row["patient"] for row in rows], labels, probabilities)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
+        return Predictions(names, [row["patient"] for row in rows], labels, probabilities)
     except OSError as error:
         raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
-    except (KeyError, ValueError, TypeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, csv.Error) as error:
         raise JobError(f"{path} holds no predictions ({error}); python jobs/evaluate.py writes them") from error

@@ -14,11 +14,13 @@ from rich.progress import track
 from jobs import whole
 from jobs.datasets.films import Split
 from jobs.evaluation import decisions, examine, metrics, plots, predictions
-from jobs.evaluation.intervals import estimate, intervals
+from jobs.evaluation.intervals import estimate, intervals, mean
 from model.gradcam import upsample
 from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
 
+TRAINED_ON, HELD_OUT = "trained on", "held out"
+APART = "prepared apart from the training data"  # so nobody has checked whether a patient is in both
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
@@ -48,6 +50,7 @@ def write(
     Raises:
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
+    out.mkdir(parents=True, exist_ok=True)  # an --out that cannot be is known before the work
     batches = -(-len(split.labels) // BATCH_SIZE)
     before: list[np.ndarray] = []
     answers: list[Prediction] = []
@@ -66,6 +69,7 @@ def write(
         "checkpoint": {"steps": list(predictor.steps), "weights": list(predictor.weights)},
         "dataset": {key: split.facts[key] for key in ("name", "fingerprint")},
         "split": split_name,
+        "films_are": provenance(predictor, split, split_name),
         "patients": len(set(split.patients)),
         **metrics.score(split.labels, probabilities),
         "intervals": intervals(split.labels, probabilities, split.patients),
@@ -93,9 +97,12 @@ def write(
         )
         measured["decisions"] = {"prevalence": prevalence, **figures, "intervals": their_intervals}
     if split.masks is not None:
-        measured["pointing_game"] = pointing_game(heatmaps, blank, split.masks, split.labels)
+        hits = pointing_game(heatmaps, blank, split.masks, split.labels)
+        measured["pointing_game"], measured["intervals"]["pointing_game"] = estimate(
+            lambda weights: metrics.each(hits, lambda of_class: mean(of_class, weights)), split.patients
+        )
     if full:
-        measured |= examine.examine(predictor, split, heatmaps, probabilities.argmax(axis=1))
+        measured |= examine.examine(predictor, split, heatmaps, probabilities)
 
     confidence = calibration.confidence if calibration else None
     shown = {"before calibration": uncalibrated, "after": probabilities} if calibration else {"": probabilities}
@@ -117,7 +124,6 @@ def write(
             "maps.png": lambda path: plots.map_methods(measured["maps"], path),
         }
     # What is in the folder belongs together: metrics.json goes first and comes back last.
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
         for name, make in parts.items():
             make(Path(scratch) / name)
@@ -129,24 +135,28 @@ def write(
     return measured, [out / name for name in ("metrics.json", *parts)]
 
 
+def provenance(predictor: Predictor, split: Split, split_name: str) -> str:
+    """What the films are to the model: one of TRAINED_ON, HELD_OUT and APART."""
+    if split.facts["fingerprint"] != predictor.meta["dataset"]["fingerprint"]:
+        return APART
+    return TRAINED_ON if split_name == "train" else HELD_OUT
+
+
 def pointing_game(
     heatmaps: np.ndarray, blank: np.ndarray, masks: np.ndarray, labels: np.ndarray
-) -> dict[str, float | None]:
-    """Share of films whose true class's map peaks inside the lesion (Zhang et al. 2018, section 4.2), by class.
+) -> dict[str, np.ndarray]:
+    """By class (N,) whether a film's map of it peaks inside the lesion (Zhang et al. 2018, section 4.2).
 
-    The map is upsampled bilinearly to the film first, as a reader sees it. A blank map is a miss; a class without
-    lesions or without films has None.
+    The map is upsampled bilinearly to the film first, as a reader sees it. A blank map is a miss; films of other
+    classes and without a lesion are NaN.
     """
-    shares: dict[str, float | None] = {}
-    for label, name in enumerate(CLASSES):
-        films = [index for index in np.flatnonzero(labels == label) if masks[index].any()]
-        hits = 0
-        for index in films:
-            map_px = upsample(heatmaps[index, label], *masks.shape[1:])
-            peak = np.unravel_index(map_px.argmax(), map_px.shape)
-            hits += bool(masks[index][peak] and not blank[index, label])
-        shares[name] = hits / len(films) if films else None
-    return shares
+    hits = {name: np.full(len(labels), np.nan) for name in CLASSES}
+    for index in np.flatnonzero(masks.any(axis=(1, 2))):
+        label = labels[index]
+        map_px = upsample(heatmaps[index, label], *masks.shape[1:])
+        peak = np.unravel_index(map_px.argmax(), map_px.shape)
+        hits[CLASSES[label]][index] = masks[index][peak] and not blank[index, label]
+    return hits
 
 
 def cases(split: Split, probabilities: np.ndarray, heatmaps: np.ndarray) -> list[plots.Case]:

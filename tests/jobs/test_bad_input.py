@@ -1,5 +1,6 @@
 """What cannot be meant, in configs, data folders and run folders: one error, naming the value and the cure."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import JobError, UsageError, whole
+from jobs import JobError, UsageError, predict, walk, whole
 from jobs.datasets import films
+from jobs.datasets.chest_xray import source
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.training.plan import BOUNDS, check, flatten
 from tests.jobs.test_loop import config, train
@@ -122,6 +124,31 @@ def test_a_workdir_of_another_architecture_lists_both(phantom_data, tmp_path):
     made.model.options = {"blocks": (1, 1, 1, 1), "dropout": 0.2}
     with pytest.raises(JobError, match=r"another config \(model.architecture: 'cnn' -> 'resnet'; .*widths"):
         train(made, tmp_path)
+
+
+def test_a_folder_that_cannot_be_opened_is_a_file_that_cannot(tmp_path, monkeypatch):
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "b.png").write_bytes(b"")
+    opened = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert walk(tmp_path) == [tmp_path / "b.png", tmp_path / "shut"]
+    assert source.files(tmp_path)[0] == 2
+    assert [file.data for file in source.files(tmp_path)[1]] == [b"", b""]
+    assert predict._answer(None, tmp_path / "shut").reason == "the folder cannot be opened (Is a directory)"
+
+
+def test_what_may_change_is_taken_and_noted_and_the_rest_is_refused(phantom_data, tmp_path):
+    train(config(phantom_data, epochs=1), tmp_path)
+    assert "changed since the run began: epochs: 1 -> 2" in train(config(phantom_data, epochs=2), tmp_path)
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+    with pytest.raises(JobError, match=r"another config \(dtype: 'float32' -> 'bfloat16'; seed: 0 -> 3\)"):
+        train(config(phantom_data, epochs=2, seed=3, dtype="bfloat16"), tmp_path)
 
 
 def test_a_workdir_that_is_a_file_is_named(phantom_data, tmp_path):

@@ -76,6 +76,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     for change, problem in (
         ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),
         ({"shifts": None}, "was made without --full"),
+        ({"films_are": "trained on"}, "is of films that the model was trained on"),
     ):
         (tmp_path / "r").mkdir(exist_ok=True)
         changed = {key: value for key, value in (metrics | change).items() if value is not None}

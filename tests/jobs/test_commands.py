@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.datasets.films import SPLITS, write
+from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
 from model import checkpoint
 from model.predictor import Predictor
@@ -164,7 +166,9 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     measured = json.loads((tmp_path / "out/metrics.json").read_text())
     assert measured["count"] == 12 and sum(map(sum, measured["confusion_matrix"])) == 12
     assert measured["pointing_game"].keys() == {"normal", "bacterial", "viral"}
-    assert "peaks inside the bacterial lesion in" in out
+    assert measured["films_are"] == "held out" and "gradcam peaks inside the lesion\n" in out
+    low, high = measured["intervals"]["pointing_game"]["bacterial"]
+    assert low <= measured["pointing_game"]["bacterial"] <= high
     rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
     assert list(rows[0]) == ["name", "patient", "label", "normal", "bacterial", "viral"]
     right = [max(("normal", "bacterial", "viral"), key=lambda name: float(row[name])) == row["label"] for row in rows]
@@ -248,10 +252,26 @@ def test_a_prior_is_three_shares(run, phantom_data, prior):
 
 
 def test_films_of_other_data_calibrate_nothing(run, tmp_path):
-    done(job("prepare", "--source", "phantom", "--data_dir", tmp_path))
+    splits = {split: [film(6 * part + index) for index in range(6)] for part, split in enumerate(SPLITS)}
+    write(Phantom, splits, tmp_path, "phantom")
     result = job("calibrate", "--checkpoint", run, "--data_dir", tmp_path)
     assert result.returncode == 1 and "holds another phantom than" in result.stderr
     assert "Traceback" not in result.stderr
+    out = done(job("evaluate", "--checkpoint", run, "--data_dir", tmp_path, "--out", tmp_path / "report"))
+    assert "These films are prepared apart from the training data: where it has seen them" in out
+    (tmp_path / "file").write_text("")
+    result = job("evaluate", "--checkpoint", run, "--data_dir", tmp_path, "--out", tmp_path / "file")
+    assert result.returncode == 1 and "place that can be written" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_networks_of_different_data_are_not_bundled(run, tmp_path):
+    best = checkpoint.load(run)
+    other = best.meta | {"dataset": best.meta["dataset"] | {"fingerprint": "1" * 64}}
+    with checkpoint.Writer(tmp_path / "other") as writer:
+        writer.save(1, best.variables, other, score=0.5)
+    result = job("bundle", "--checkpoint", run, "--checkpoint", tmp_path / "other", "--out", tmp_path / "out")
+    assert result.returncode == 1 and "dataset is phantom (111111111111); phantom (" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bundle_replaces_nothing_that_is_not_one(run, tmp_path):
@@ -270,11 +290,15 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     (films / "cut.jpeg").write_bytes(jpeg(5)[:300])
     (films / "empty.png").write_bytes(b"")
     (films / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "elsewhere").mkdir()
+    Image.fromarray(draw(3).image).save(tmp_path / "elsewhere" / "3.png")
+    (films / "linked").symlink_to(tmp_path / "elsewhere")
+    (films / "deep" / "loop").symlink_to(films)
     out = done(job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", films, tmp_path / "absent.png"))
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(rows[0]) == ["file", "decision", "normal", "bacterial", "viral", "reason"]
     decisions = {Path(row["file"]).name: row["decision"] for row in rows}
-    assert len(rows) == 8
+    assert len(rows) == 9
     assert {name for name, decision in decisions.items() if decision == "refused"} == {
         "notes.txt", "cut.jpeg", "empty.png", "dangling.png", "absent.png",
     }  # fmt: skip

@@ -8,7 +8,8 @@ from scipy import stats
 
 from jobs import JobError, UsageError, compare
 from jobs.evaluation import comparison, metrics
-from jobs.evaluation.intervals import cluster_weights, intervals, percentile
+from jobs.evaluation.intervals import cluster_weights, estimate, intervals, percentile
+from model.calibration import rescale
 from model.labels import CLASSES
 
 
@@ -59,6 +60,30 @@ def test_against_scipys_bootstrap():
     np.testing.assert_allclose(ours, [theirs.low, theirs.high], atol=0.004)
 
 
+def answers_of_known_calibration(seed, count, temperature):
+    """Labels drawn from the probabilities, which are then sharpened: what is left of their truth is known."""
+    random = np.random.default_rng(seed)
+    probabilities = random.dirichlet([0.5, 0.5, 0.5], count)
+    labels = (random.random((count, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+    return labels, rescale(probabilities, temperature, (0, 0, 0))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.8, 0.6])
+@pytest.mark.parametrize(("name", "bins"), [("ece", metrics.equal_width), ("ece_equal_mass", metrics.equal_mass)])
+def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, temperature):
+    truth = 0 if temperature == 1 else metrics.score(*answers_of_known_calibration(99, 200_000, temperature))[name]
+    held = 0
+    for seed in range(25):
+        labels, probabilities = answers_of_known_calibration(seed, 300, temperature)
+
+        def error(weights, labels=labels, probabilities=probabilities):
+            return {name: metrics._calibration_error(labels, probabilities, weights, bins(probabilities))}
+
+        low, high = estimate(error, [str(index) for index in range(300)])[1][name]
+        held += low <= truth <= high
+    assert held >= 22  # 24 are to be expected; percentiles of the resamples hold 0, 0 or 1, and 19 or 23
+
+
 def test_what_is_never_defined_has_no_interval():
     assert percentile(np.array([np.nan, np.nan])) is None
     assert percentile(np.array([1.0, np.nan, 1.0])) == [1.0, 1.0]
@@ -101,8 +126,10 @@ def test_delong_is_its_definition():
     np.testing.assert_allclose(test[:3], expected, rtol=1e-9)
     assert test.p_value == pytest.approx(2 * stats.norm.sf(abs(expected[0] - expected[1]) / expected[2]))
     assert comparison.delong(truth, scores[0], scores[0]).p_value == 1
-    with pytest.raises(ValueError, match="needs positives and negatives"):
+    with pytest.raises(ValueError, match="80 positives and 0 negatives; two of each"):
         comparison.delong(np.ones(80, bool), *scores)
+    with pytest.raises(ValueError, match="1 positives and 79 negatives"):
+        comparison.delong(np.arange(80) == 3, *scores)
 
 
 def test_delong_is_level_where_nothing_differs():
@@ -156,7 +183,19 @@ def test_differences_are_of_the_same_resamples():
     assert (high - low) / 2 == pytest.approx(half, rel=0.15)
 
 
-def test_files_that_cannot_be_compared(tmp_path):
+def test_differences_against_scipys_bootstrap_of_patients():
+    labels, one = answers(5)
+    _, other = answers(6, 1.0)
+    patients = [str(index // 4) for index in range(len(labels))]
+    found = comparison.differences(labels, one, other, patients)["accuracy"]
+    gains = (one.argmax(axis=1) == labels).astype(float) - (other.argmax(axis=1) == labels)
+    theirs = stats.bootstrap(
+        (gains.reshape(-1, 4).mean(axis=1),), np.mean, n_resamples=4000, method="percentile", rng=5
+    ).confidence_interval
+    np.testing.assert_allclose(found["interval"], [theirs.low, theirs.high], atol=0.006)
+
+
+def test_files_that_cannot_be_compared(tmp_path, capsys):
     labels, probabilities = answers(5)
     a = write(tmp_path / "a.csv", labels, probabilities)
     with pytest.raises(UsageError, match="1 files given; two are compared"):
@@ -169,6 +208,20 @@ def test_files_that_cannot_be_compared(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(JobError, match="empty.csv holds no predictions"):
         compare.main([str(a), str(tmp_path / "empty.csv")])
+    with a.open("a") as file:
+        file.write("film0000,p0,normal,1,0,0\n")
+    with pytest.raises(JobError, match="a.csv holds no predictions .301 rows of 300 films"):
+        compare.main([str(a), str(a)])
+    off = write(tmp_path / "off.csv", labels, np.full((300, 3), 0.9))
+    with pytest.raises(JobError, match="off.csv holds no predictions .a row of probabilities is 1.7 off a sum of 1"):
+        compare.main([str(off), str(off)])
+    a = write(tmp_path / "a.csv", labels, probabilities)
+    others = write(tmp_path / "others.csv", labels, probabilities, patients=["p"] * 300)
+    with pytest.raises(JobError, match="their patients differ"):
+        compare.main([str(a), str(others)])
+    one = write(tmp_path / "one.csv", (np.arange(300) == 7).astype(int), probabilities)
+    compare.main([str(one), str(one)])  # with one film of pneumonia no spread is known
+    assert "DeLong, pneumonia" not in capsys.readouterr().out
     fewer = write(tmp_path / "fewer.csv", labels[:299], probabilities[:299])
     with pytest.raises(JobError, match="1 films are in one alone, such as film0299; evaluate both on the same split"):
         compare.main([str(a), str(fewer)])

@@ -8,6 +8,7 @@ from jobs.evaluation import decisions
 LABELS = np.array([0, 0, 1, 2, 1])
 PROBABILITIES = np.array([[0.9, 0.05, 0.05], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3], [0.4, 0.35, 0.25], [0.15, 0.8, 0.05]])
 ONES = np.ones((1, 5))
+NONE = np.zeros(5, bool)
 
 
 def first(tree):
@@ -25,7 +26,7 @@ def test_predictive_values_follow_bayes():
 
 
 def test_undecided_films_are_left_out():
-    found = first(decisions.selective(LABELS, PROBABILITIES, 0.55, ONES))
+    found = first(decisions.selective(LABELS, PROBABILITIES, NONE, 0.55, ONES))
     # Decided: .9 right, .6 wrong, .8 right. Risks from the surest on: 0, 0, 1/3, 1/4, 2/5.
     assert found["coverage"] == pytest.approx(3 / 5) and found["accuracy"] == pytest.approx(2 / 3)
     assert found["risk_coverage_area"] == pytest.approx((0 + 0 + 1 / 3 + 1 / 4 + 2 / 5) / 5)
@@ -33,9 +34,13 @@ def test_undecided_films_are_left_out():
     np.testing.assert_allclose(coverage, [0.2, 0.4, 0.6, 0.8, 1])
     np.testing.assert_allclose(risk, [0, 0, 1 / 3, 1 / 4, 2 / 5])
 
+    without_first = np.array([True, False, False, False, False])
+    found = first(decisions.selective(LABELS, PROBABILITIES, without_first, 0.55, ONES))
+    assert found["coverage"] == pytest.approx(2 / 5) and found["accuracy"] == pytest.approx(1 / 2)
+
 
 def test_nothing_decided_has_no_accuracy():
-    found = decisions.selective(LABELS, PROBABILITIES, 0.95, ONES)
+    found = decisions.selective(LABELS, PROBABILITIES, NONE, 0.95, ONES)
     assert found["coverage"][0] == 0 and np.isnan(found["accuracy"][0])
 
 

@@ -1,5 +1,6 @@
 """The examination of a model, on a model whose answers are known."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -55,33 +56,52 @@ def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
     assert parts.keys() == shifts.PARTS.keys()
 
 
+def bright_third(split):
+    means = split.images.mean(axis=(1, 2))
+    return means > np.quantile(means, 2 / 3)
+
+
 def test_groups_by_what_should_not_matter(split):
-    decided = np.where(np.arange(40) % 3 == 0, split.labels, (split.labels + 1) % 3)  # only the first series is right
-    found = examine.groups(split, decided)
+    right = np.arange(40) % 3 == 0  # the first series alone
+    probabilities = np.eye(3)[np.where(right, split.labels, (split.labels + 1) % 3)]
+    found = examine.groups(split, probabilities)
     assert found.keys() == {"file series", "brightness", "source aspect", "source resolution"}
     series = found["file series"]
     assert {name: values["accuracy"]["value"] for name, values in series.items()} == {"IM": 1, "NORMAL": 0, "person": 0}
     assert series["IM"]["films"] == 14 and series["IM"]["classes"] == [14, 0, 0]
+    assert series["IM"]["binary_auroc"] == {"value": None, "interval": None}  # of one class
+    bright = found["brightness"]["bright third"]
+    assert bright["classes"] == np.bincount(split.labels[bright_third(split)], minlength=3).tolist()
+    assert 0 <= bright["binary_auroc"]["interval"][0] <= bright["binary_auroc"]["value"] <= 1
     for of_way in found.values():
         assert sum(values["films"] for values in of_way.values()) == 40
     same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224)})
-    assert examine.groups(same, decided).keys() == {"file series", "brightness"}
+    assert examine.groups(same, probabilities).keys() == {"file series", "brightness"}
+    assert examine.series("train/NORMAL/IM-1.jpeg") == "IM"  # a name that is taken keeps its folders
 
 
 def test_heat_outside_the_centre():
-    flat = np.ones((2, 7, 7))
-    found = examine.heat_outside(flat)
+    even, who = np.ones((2, 7, 7)), ["a", "b"]
+    found = examine.heat_outside(even, even[0], who)
     assert found["share"] == pytest.approx(found["of_a_flat_map"]) == pytest.approx(1 - 0.7**2)
     middle, corner = np.zeros((2, 1, 7, 7))
     middle[0, 3, 3], corner[0, 0, 0] = 1, 1
-    assert examine.heat_outside(middle)["share"] == 0
-    assert examine.heat_outside(corner)["share"] == 1  # a seventh is less than the margin
-    assert examine.heat_outside(np.zeros((1, 7, 7)))["share"] == 0
+    assert examine.heat_outside(middle, even[0], who[:1])["share"] == 0
+    assert examine.heat_outside(corner, even[0], who[:1])["share"] == 1  # a seventh is less than the margin
+    assert examine.heat_outside(np.zeros((1, 7, 7)), even[0], who[:1])["share"] is None
+    found = examine.heat_outside(np.stack([middle[0], corner[0]]), middle[0], who)
+    assert found == {"share": 0.5, "interval": [0.0, 1.0], "of_a_flat_map": 0.0}
+
+
+def test_what_is_seen_is_the_middle(predictor):
+    np.testing.assert_array_equal(examine.seen(predictor, 8), np.ones((8, 8)))
+    half = types.SimpleNamespace(members=[dataclasses.replace(predictor.members[0], side=0.5), predictor.members[0]])
+    flat = examine.seen(half, 8)
+    assert flat[0, 0] == flat[1, 4] == 0.5 and flat[3, 3] == flat[2, 5] == 1
 
 
 def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     monkeypatch.setattr(examine, "MAPPED_FILMS", 6)
-    monkeypatch.setattr(examine, "METHODS", ("gradcam", "layercam"))
     monkeypatch.setattr(faithfulness.gradcam, "METHODS", dict(list(faithfulness.gradcam.METHODS.items())[::3]))
     found = examine.maps(predictor, split)
     assert found["films"] == 6 and found["methods"].keys() == {"gradcam", "layercam", "random", "centred blob"}
@@ -90,6 +110,11 @@ def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     assert row.keys() == {"deletion", "insertion", "shift", "rotation", "randomised"}
     assert all(-1 <= value <= 1 for value in (row["shift"], row["rotation"], *row["randomised"].values()))
     assert found["chosen"] in ("gradcam", "layercam")
+    low, high = found["intervals"]["gradcam"]["deletion"]
+    assert low <= row["deletion"] <= high
+    gain = found["against_blob"]["gradcam"]["insertion"]
+    assert gain["value"] == pytest.approx(row["insertion"] - found["methods"]["centred blob"]["insertion"])
+    assert gain["interval"][0] <= gain["value"] <= gain["interval"][1]
     assert "deletion" in "\n".join(faithfulness.lines(found))
 
 
@@ -101,7 +126,8 @@ def test_lesions_are_pointed_at_where_they_are_known(predictor, monkeypatch):
     masks = np.zeros((3, 64, 64), bool)
     masks[:2, 8:12, 8:12] = True
     found = faithfulness.on_lesions(predictor, VARIED[:3], np.array([1, 2, 0]), masks, "gradcam")
-    assert found == pytest.approx({"pointing_game": 0.5, "energy_in_lesion": (1 + 1 / 3) / 2})
+    np.testing.assert_array_equal(found["pointing_game"], [1, 0, np.nan])
+    np.testing.assert_allclose(found["energy_in_lesion"], [1, 1 / 3, np.nan])
     assert faithfulness.on_lesions(predictor, VARIED[:3], np.zeros(3, int), np.zeros_like(masks), "gradcam") == {}
 
 
@@ -117,4 +143,6 @@ def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):
     assert colour["count"] == 3 and colour["refused"] == 1
     assert colour["reasons"] == {"this is a colour picture; X-ray films are gray": 3}
     assert all(0 <= values["auroc"] <= 1 for values in found.values())
+    low, high = found["noise"]["intervals"]["auroc"]
+    assert low <= found["noise"]["auroc"] <= high
     assert META["storage_size"] == 64

@@ -28,7 +28,9 @@ def test_a_map_that_names_the_place_deletes_and_inserts_it_first(scene):
     images, labels, right, wrong = scene
     deletion, insertion = deletion_and_insertion(ask, images, labels, right)
     worse_deletion, worse_insertion = deletion_and_insertion(ask, images, labels, wrong)
-    assert deletion < 0.55 < worse_deletion and insertion > 0.7 > worse_insertion
+    assert deletion.shape == insertion.shape == (3,)
+    assert (deletion < 0.55).all() and (worse_deletion > 0.55).all()
+    assert (insertion > 0.7).all() and (worse_insertion < 0.7).all()
 
 
 def test_a_model_that_does_not_care_has_the_area_of_its_answer(scene):
@@ -37,7 +39,7 @@ def test_a_model_that_does_not_care_has_the_area_of_its_answer(scene):
     def indifferent(films):
         return np.tile([0.2, 0.7, 0.1], (len(films), 1))
 
-    assert deletion_and_insertion(indifferent, images, labels, right) == pytest.approx((0.7, 0.7))
+    np.testing.assert_allclose(deletion_and_insertion(indifferent, images, labels, right), 0.7)
 
 
 def test_curves_start_and_end_at_the_film_and_the_blur(scene):
@@ -109,6 +111,12 @@ def test_the_best_has_the_best_mean_rank():
     assert faithfulness.best(table) == "gradcam"  # the other one shows the film, whatever the network
     table["gradcam"]["randomised"] = {"head": 1.0, "stem": 0.1}
     assert faithfulness.best(table) == "layercam"  # unless all do
-    text = "\n".join(faithfulness.lines({"films": 5, "methods": table, "chosen": "layercam"}))
+    against = {"layercam": {"deletion": {"value": -0.1, "interval": [-0.2, 0.01]}}}
+    bounds = {name: {column: [0.1, 0.9] for column in row if column != "randomised"} for name, row in table.items()}
+    bounds["gradcam"]["randomised"] = bounds["layercam"]["randomised"] = {}
+    found = {"films": 5, "methods": table, "intervals": bounds, "against_blob": against, "chosen": "layercam"}
+    text = "\n".join(faithfulness.lines(found))
+    assert "layercam less the centred blob: deletion -0.100 (-0.200 to +0.010)" in text
+    assert faithfulness.rows(found)[2] == ["layercam", "0.200 (0.100 to 0.900)", "0.800 (0.100 to 0.900)", "0.550"]
     assert "maps of 5 films; best by mean rank of those that depend on the network: layercam" in text
     assert "| layercam |    0.200 |     0.800 |      0.550 |" in text

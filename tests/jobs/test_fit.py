@@ -86,8 +86,21 @@ def test_operating_points_need_both_kinds(label):
 
 
 def test_a_tenth_is_left_undecided():
-    threshold = fit.confidence(TRUE)
-    assert (TRUE.max(axis=1) >= threshold).mean() == pytest.approx(0.9, abs=1e-3)
+    top, once = TRUE.max(axis=1), np.ones(len(TRUE))
+    threshold = fit.confidence(TRUE, once)
+    assert (top >= threshold).mean() == pytest.approx(0.9, abs=1e-3)
+    assert np.abs(top - threshold).min() > 0
+    often = np.where(LABELS == 0, 5.0, 1.0)
+    assert often[top >= fit.confidence(TRUE, often)].sum() / often.sum() == pytest.approx(0.9, abs=1e-3)
+    assert fit.confidence(TRUE, often) != threshold
+
+
+def test_films_count_as_often_as_their_class_is_there():
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    np.testing.assert_array_equal(fit.as_often(labels, None), 1)
+    weights = fit.as_often(labels, (0.5, 0.3, 0.2))
+    assert weights.sum() == pytest.approx(6)
+    np.testing.assert_allclose([weights[labels == label].sum() / 6 for label in range(3)], [0.5, 0.3, 0.2])
 
 
 def test_the_gaussians_whiten_what_is_within_the_classes():

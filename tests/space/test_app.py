@@ -6,6 +6,7 @@ import ast
 import re
 import socket
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from model import gradcam, preprocess
 from model.labels import CLASSES
+from model.predictor import Prediction
 from space import app
 from tests.space.conftest import encoded
 
@@ -43,6 +45,13 @@ def test_served_answers_are_the_predictors(client, predictor, films):
         assert list(answer["probabilities"].values()) == pytest.approx(expected.probabilities.tolist(), abs=1e-7)
     first, second, _ = (list(answer["probabilities"].values()) for answer in answers)
     assert first != pytest.approx(second, abs=1e-6), "the model answers all films alike: the test could not fail"
+
+
+def test_the_first_film_shown_is_one_that_was_read():
+    answers = iter([Prediction("refused", np.ones(3) / 3, reason="turned"), Prediction("normal", np.ones(3) / 3)])
+    predictor = types.SimpleNamespace(predict_file=lambda data, method: next(answers))
+    _, _, chosen = app.read(predictor, [__file__, __file__], progress=types.SimpleNamespace(tqdm=lambda x, **_: x))
+    assert chosen.value == 1
 
 
 def test_every_format_is_answered_as_its_pixels(client, predictor, films, tmp_path):

@@ -90,15 +90,20 @@ def test_figures_are_sentences_with_a_number(figure):
 
 def test_about_an_ensemble_that_is_calibrated_gives_intervals(predictor):
     figures = {"accuracy": [0.81, 0.777, 0.8402], "binary_auroc": [0.99, 0.985, 0.995]}
+    facts = {"figures": figures, "prior": None, "splits": {"validation": {"films": 613, "patients": 440}}}
     ensemble = types.SimpleNamespace(
         meta=predictor.meta,
         metas=predictor.metas * 3,
-        calibration=types.SimpleNamespace(facts={"figures": figures}),
+        calibration=types.SimpleNamespace(facts=facts),
     )
     text = words.about(ensemble)
     assert "The mean of 3 neural networks" in text and text.count("`cnn` at 32 x 32 pixels") == 3
     assert "- 81.0 % (77.7 to 84.0) of films get the right one" in text
     assert "- 0.990 (0.985 to 0.995) AUROC of normal against pneumonia" in text
+    assert "on 613 films of 440 patients of that set that it was not trained on, but by which it was chosen" in text
+    assert "95 % intervals" in text and "common as stated" not in text
+    facts["prior"] = (0.7, 0.2, 0.1)
+    assert "each class as common as stated (70% normal, 20% bacterial, 10% viral)" in words.about(ensemble)
     assert "macro-F1" not in text and "are refused, but not all of them" in text
 
 
