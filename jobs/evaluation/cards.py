@@ -270,9 +270,9 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             markdown(refused),
             f"Heat maps: {share(outside['share'], outside['interval'])} of their energy lies outside the central "
             f"region; of a map that is the same wherever the network looks, {share(outside['of_a_flat_map'])}. "
-            "Deletion and insertion, whether a map follows a film that is moved, and what is left of it when the network is "
-            f"randomised ({found['films']} films; of the methods that depend on the network `{found['chosen']}` has "
-            "the best mean rank):",
+            "Deletion and insertion, whether a map follows a film that is moved, and what is left of it when the "
+            f"network is randomised ({found['films']} films; of the methods that depend on the network "
+            f"`{found['chosen']}` has the best mean rank):",
             markdown(faithfulness.rows(found)),
             f"{faithfulness.advantage(found)}.",
             f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",

@@ -68,7 +68,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     other = tmp_path / "other"
     shutil.copytree(reported, other)
     shutil.rmtree(other / "report")
-    (other / "MODEL_CARD.md").unlink()
+    (other / "MODEL_CARD.md").unlink(missing_ok=True)
     result = job("card", "--checkpoint", other, "--report", tmp_path / "none")
     assert result.returncode == 1 and "none holds no report" in result.stderr
     assert f"python jobs/evaluate.py --checkpoint {other} --full --out {tmp_path / 'none'}" in result.stderr
