@@ -72,7 +72,7 @@ class Predictor:
         self.metas = [member.meta for member in loaded]
         self.meta, self.calibration = self.metas[0], calibration
         for what, wanted, of in (
-            ("classes", list(CLASSES), lambda meta: meta.get("classes")),
+            ("order of classes", list(CLASSES), lambda meta: meta.get("classes")),
             ("storage size", self.meta["storage_size"], lambda meta: meta.get("storage_size")),
             ("dataset", _dataset(self.meta), _dataset),
         ):

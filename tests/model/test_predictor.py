@@ -100,7 +100,7 @@ def test_another_order_of_classes_is_refused(tmp_path):
     save(tmp_path, classes=["bacterial", "normal", "viral"])
     with pytest.raises(
         checkpoint.CheckpointError,
-        match="classes are .'bacterial', 'normal', 'viral'.; needed: .'normal', 'bacterial', 'viral'.",
+        match="order of classes is .'bacterial', 'normal', 'viral'.; .'normal', 'bacterial', 'viral'. is needed",
     ):
         Predictor.open(tmp_path)
 
