@@ -26,6 +26,12 @@ TRUE = softmax(RANDOM.normal(size=(20_000, 3)))
 LABELS = drawn(TRUE, RANDOM)
 
 
+def test_rescaling_by_hand():
+    # Square roots of .64, .32 and .04, and the odds of the second doubled.
+    roots = np.array([0.8, 0.32**0.5 * 2, 0.2])
+    np.testing.assert_allclose(rescale(np.array([[0.64, 0.32, 0.04]]), 2.0, (0, np.log(2), 0)), [roots / roots.sum()])
+
+
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
 def test_a_known_temperature_is_found(factor):
     sharpened = rescale(TRUE, 1 / factor, np.zeros(3))
