@@ -4,9 +4,10 @@
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
     python jobs/bundle.py --checkpoint runs/a --checkpoint runs/b --checkpoint runs/c --out space/checkpoint
 
-Several make an ensemble, whose answer is the mean of its members'; calibrate it after that. Every --checkpoint of the
-other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases and
-BatchNorm stay float32.
+Taken is the best step by config.select, or with --latest the newest, which a long schedule has settled. Several
+checkpoints make an ensemble, whose answer is the mean of its members'; calibrate it after that. Every --checkpoint of
+the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases
+and BatchNorm stay float32.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from model.predictor import Predictor
 
 _CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or another bundle.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
+_LATEST = flags.DEFINE_bool(
+    "latest", False, "Take the latest step of a run, not the best; calibrate after that."
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which the kernels are stored.")
 
 ATTRIBUTION = "ATTRIBUTION.md"
@@ -37,19 +41,23 @@ ATTRIBUTION = "ATTRIBUTION.md"
 
 def main(arguments: list[str]) -> None:
     del arguments
-    bundle([Path(source) for source in _CHECKPOINT.value], Path(_OUT.value), _DTYPE.value)
+    bundle([Path(source) for source in _CHECKPOINT.value], Path(_OUT.value), _LATEST.value, _DTYPE.value)
 
 
-def bundle(sources: Sequence[Path], out: Path, dtype: str) -> None:
-    """Writes the best step of each source, or of each of its members, to `out`: whole or not at all.
+def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None:
+    """Writes the best or the latest step of each source, or of each of its members, to `out`: whole or not at all.
 
     Raises:
       CheckpointError: nothing in a source can be loaded, or its members are no ensemble.
       JobError: `out` holds something that is no bundle.
     """
-    loaded = [checkpoint.load(folder) for source in sources for folder in checkpoint.member_folders(source)]
+    loaded = [
+        checkpoint.load(folder, "latest" if latest else "best")
+        for source in sources
+        for folder in checkpoint.member_folders(source)
+    ]
     calibration = None
-    if len(sources) == 1:
+    if len(sources) == 1 and not latest:  # what was calibrated is the best
         calibration = Calibration.read(sources[0], [checkpoint.weights_digest(member.meta) for member in loaded])
     Predictor(loaded)  # or it could not be opened
     # What is not numbered or known was put there by somebody; it is not ours to replace.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -262,6 +263,19 @@ def test_films_of_other_data_calibrate_nothing(run, tmp_path):
     (tmp_path / "file").write_text("")
     result = job("evaluate", "--checkpoint", run, "--data_dir", tmp_path, "--out", tmp_path / "file")
     assert result.returncode == 1 and "place that can be written" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_latest_step_is_bundled_where_it_is_asked_for(calibrated, tmp_path):
+    best = checkpoint.load(calibrated[0])
+    shutil.copytree(calibrated[0], tmp_path / "run")
+    later = jax.tree.map(lambda leaf: leaf + 1, best.variables)
+    with checkpoint.Writer(tmp_path / "run") as writer:
+        writer.save(best.step + 1, later, best.meta, score=-99.0)
+    for arguments, expected in (((), best.variables), (("--latest",), later)):
+        said = done(job("bundle", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out", *arguments))
+        stored = checkpoint.load(tmp_path / "out").variables["params"]["head"]["dense"]["bias"]
+        np.testing.assert_array_equal(stored, expected["params"]["head"]["dense"]["bias"])
+        assert ("not calibrated" in said) == bool(arguments)  # what was fitted is the best step's
 
 
 def test_networks_of_different_data_are_not_bundled(run, tmp_path):
