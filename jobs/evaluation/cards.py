@@ -125,21 +125,25 @@ def _details(predictor: Predictor) -> str:
     )
     config, calibration = predictor.meta["config"], predictor.calibration
     assert calibration
-    changed = ", ".join(name.replace("_", " ") for name, value in config["augment"].items() if value not in (0, 1))
+    same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
+    changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
     balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
     told.append(
         f"Training: {config['optimizer']['name']}, peak learning rate {config['optimizer']['learning_rate']:g}, "
         f"{config['optimizer']['schedule']} schedule over {config['epochs']} epochs of {config['global_batch_size']} "
         f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
         f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
-        f"random changes of every film: {changed or 'none'}. Kept is the epoch with the best "
-        f"{config['select']['metric']}."
+        f"random changes of every film: {', '.join(changes) or 'none'}. "
     )
-    prior = "" if calibration.facts["prior"] is None else f" for the shares {calibration.facts['prior']} of the classes"
+    last = predictor.meta["epoch"] == config["epochs"]
+    told[-1] += "The last epoch is kept." if last else f"The epoch with the best {config['select']['metric']} is kept."
+    prior = ""
+    if calibration.facts["prior"] is not None:
+        biases = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))
+        prior = f", bias for the shares {calibration.facts['prior']} of the classes {biases}"
     told.append(
-        f"Calibration, on {calibration.facts['splits']['validation']['films']} validation films{prior}: temperature "
-        f"{calibration.temperature:.3f}, bias {', '.join(f'{value:+.3f}' for value in calibration.bias)}; uncertain "
-        f"below a top probability of {calibration.confidence:.3f}."
+        f"Calibration, on {calibration.facts['splits']['validation']['films']} validation films: temperature "
+        f"{calibration.temperature:.3f}{prior}; uncertain below a top probability of {calibration.confidence:.3f}."
     )
     return "\n\n".join(told)
 

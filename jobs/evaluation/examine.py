@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
+from scipy import stats
 
 from jobs.datasets.films import Split
 from jobs.datasets.phantom.builder import film as phantom
@@ -243,18 +244,18 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
         reasons = [objection(film) or answer.reason for film, answer in zip(films, answers, strict=True)]
         far = distances(images)
         other = np.repeat([False, True], [len(ours), len(far)])
-        both, refusals = np.concatenate([ours, far]), np.array([bool(reason) for reason in reasons], float)
+        both = np.concatenate([ours, far])
 
-        def figures(
-            weights: np.ndarray, other: np.ndarray = other, both: np.ndarray = both, refusals: np.ndarray = refusals
-        ) -> dict[str, Any]:
-            return {"refused": mean(refusals, weights[:, other]), "auroc": metrics.auroc(other, both, weights)}
+        def area(weights: np.ndarray, other: np.ndarray = other, both: np.ndarray = both) -> dict[str, Any]:
+            return {"auroc": metrics.auroc(other, both, weights)}
 
-        values, bounds = estimate(figures, [*split.patients, *(f"picture {index}" for index in range(len(far)))])
+        values, bounds = estimate(area, [*split.patients, *(f"picture {index}" for index in range(len(far)))])
+        refused = stats.binomtest(sum(bool(reason) for reason in reasons), len(reasons))  # pictures are independent
         told[kind] = {
             "count": len(films),
+            "refused": refused.statistic,
             **values,
-            "intervals": bounds,
+            "intervals": {"refused": list(refused.proportion_ci()), **bounds},
             "reasons": dict(Counter(reason for reason in reasons if reason).most_common()),
         }
     return told

@@ -24,7 +24,7 @@ BLUR_PX = 11.0  # standard deviation, in px of a square of 224: what a deleted p
 SHIFT_PX, TURN_DEGREES = 8, 8.0  # the movements that a map should follow
 RANKED_SIDE = 28  # of the pixels that maps are compared at
 RANDOM, BLOB = CONTROLS = ("random", "centred blob")
-DEPENDS = 0.5  # largest mean correlation with the map of randomised networks of a map that depends on the network
+EXPLAINED = 0.5  # of a map's variance by that of a network random throughout; beyond, it hardly depends on the network
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -234,7 +234,8 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     section 5): such methods are left out, unless all are such.
     """
     methods = [name for name in table if name not in CONTROLS]
-    methods = [name for name in methods if _value(table[name], "randomised") <= DEPENDS] or methods
+    at_the_end = {name: list(table[name]["randomised"].values())[-1] for name in methods}
+    methods = [name for name in methods if at_the_end[name] ** 2 <= EXPLAINED] or methods
     ranks = np.zeros(len(methods))
     for column, more in JUDGED.items():
         if column in table[methods[0]]:

@@ -141,6 +141,7 @@ def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):
     assert found.keys() == {*negatives.DRAWN, *negatives.CHANGED}
     colour = found["colour textures like photographs"]
     assert colour["count"] == 3 and colour["refused"] == 1
+    assert colour["intervals"]["refused"] == pytest.approx([0.025 ** (1 / 3), 1])  # Clopper and Pearson 1934
     assert colour["reasons"] == {"this is a colour picture; X-ray films are gray": 3}
     assert all(0 <= values["auroc"] <= 1 for values in found.values())
     low, high = found["noise"]["intervals"]["auroc"]
