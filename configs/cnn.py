@@ -7,9 +7,9 @@
     python jobs/calibrate.py --checkpoint space/checkpoint
 
 On two CPU cores, as two devices, an epoch takes 30 to 40 s where nothing else runs, with the memory settings that the
-README names. The bundled weights were trained for 60 epochs first, and went on with --config.epochs=140 from there: the
-learning rate fell twice. On the 613 held-out films of 440 patients, after 60 epochs and after 140: accuracy .783 and .796,
-normal against pneumonia .956 and .969, log loss .502 and .482. docs/report has every figure of the latter.
+README names. The bundled weights were trained for 60 epochs first, and went on with --config.epochs=140 from there:
+the learning rate fell twice. On the 613 held-out films of 440 patients, after 60 epochs and after 140: accuracy .783
+and .796, normal against pneumonia .956 and .969, log loss .502 and .482. docs/report has every figure of the latter.
 """
 
 from ml_collections import ConfigDict
