@@ -66,12 +66,13 @@ def _is_folder(path: Path) -> bool:
 def _answer(predictor: Predictor, file: Path) -> Prediction:
     try:
         mode = file.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode):
+            return Prediction(REFUSED, reason="the folder cannot be opened")
+        if not stat.S_ISREG(mode):
             return Prediction(REFUSED, reason="not a regular file")  # reading a pipe would wait for ever
         data = file.read_bytes()
     except OSError as error:
-        what = "folder" if isinstance(error, IsADirectoryError) else "file"
-        return Prediction(REFUSED, reason=f"the {what} cannot be opened ({error.strerror})")
+        return Prediction(REFUSED, reason=f"the file cannot be opened ({error.strerror})")
     return predictor.predict_file(data)
 
 

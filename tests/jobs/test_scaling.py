@@ -37,6 +37,7 @@ def test_networks_are_counted_not_guessed():
     assert network.flops_an_image == pytest.approx(3 * 8.0e9, rel=0.04)
 
 
+@pytest.mark.slow  # half a minute
 def test_every_kind_of_step_is_measured_and_written_down(monkeypatch):
     monkeypatch.setattr(scaling, "ROUNDS", 1)
     monkeypatch.setattr(scaling, "STEPS", 1)
