@@ -70,14 +70,13 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
 def walk(folder: Path) -> list[Path]:
     """Every file below a folder in order of path, through links to folders, and the folders that cannot be opened."""
     found: list[Path] = []
-    walked: set[Path] = set()  # a link may lead back up
 
     def shut(error: OSError) -> None:
         found.append(Path(error.filename))
 
     for place, folders, names in os.walk(folder, onerror=shut, followlinks=True):
-        walked.add(Path(place).resolve())
-        folders[:] = [name for name in folders if Path(place, name).resolve() not in walked]
+        above = {path.resolve() for path in (Path(place), *Path(place).parents)}  # where a link would lead in circles
+        folders[:] = [name for name in folders if Path(place, name).resolve() not in above]
         found += [Path(place, name) for name in names]
     return sorted(found)
 

@@ -185,9 +185,8 @@ def _evaluation_data(measured: Mapping[str, Any]) -> str:
         f"The {measured['split']} split of `{measured['dataset']['name']}`: {measured['count']} films of "
         f"{measured['patients']} patients ({counts}), "
     )
-    text += (
-        "none of them in training." if measured["films_are"] == HELD_OUT else f"{APART}: nobody is known to be in both."
-    )
+    held_out = measured["films_are"] == HELD_OUT
+    text += "none of them in training." if held_out else f"{APART}: whether a patient is in both was not checked."
     if measured["split"] == "validation":
         text += (
             " The checkpoint and the thresholds were chosen on it, which flatters the figures a little; the official "
@@ -275,8 +274,8 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             f"Heat maps: {share(outside['share'], outside['interval'])} of their energy lies outside the central "
             f"region; of a map that is the same wherever the network looks, {share(outside['of_a_flat_map'])}. "
             "Deletion and insertion, whether a map follows a film that is moved, and what is left of it when the "
-            f"network is randomised ({found['films']} films; of the methods that depend on the network "
-            f"`{found['chosen']}` has the best mean rank):",
+            f"network is randomised ({found['films']} films; `{found['chosen']}` is chosen: the best mean rank of the "
+            "methods whose maps do not outlast the network, or of all where every one does):",
             markdown(faithfulness.rows(found)),
             f"{faithfulness.advantage(found)}.",
             f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",

@@ -23,7 +23,8 @@ STEPS = 10  # of deletion and insertion
 BLUR_PX = 11.0  # standard deviation, in px of a square of 224: what a deleted place looks like
 SHIFT_PX, TURN_DEGREES = 8, 8.0  # the movements that a map should follow
 RANKED_SIDE = 28  # of the pixels that maps are compared at
-RANDOM, BLOB = CONTROLS = ("random", "centred blob")
+BLOB = "centred blob"
+CONTROLS = ("random", BLOB)
 EXPLAINED = 0.5  # of a map's variance by that of a network random throughout; beyond, it hardly depends on the network
 
 
@@ -278,7 +279,7 @@ def advantage(found: Mapping[str, Any]) -> str:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The table for a terminal."""
     return [
-        f"maps of {found['films']} films; best by mean rank of those that depend on the network: {found['chosen']}",
+        f"maps of {found['films']} films; chosen by mean rank: {found['chosen']}",
         *markdown(rows(found, intervals=False)).splitlines(),
         advantage(found),
     ]

@@ -126,6 +126,18 @@ def test_a_workdir_of_another_architecture_lists_both(phantom_data, tmp_path):
         train(made, tmp_path)
 
 
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    for name in ("a", "b", "inside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(b"")
+    (tmp_path / "a" / "over").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "first").symlink_to(tmp_path / "inside")  # which is walked under its own name, too
+    found = [path.relative_to(tmp_path).as_posix() for path in walk(tmp_path)]
+    assert found == ["a/a.png", "a/over/b.png", "b/b.png", "b/back/a.png", "first/inside.png", "inside/inside.png"]
+
+
 def test_a_folder_that_cannot_be_opened_is_a_file_that_cannot(tmp_path, monkeypatch):
     (tmp_path / "shut").mkdir()
     (tmp_path / "b.png").write_bytes(b"")

@@ -17,7 +17,7 @@ def reported(run, phantom_data, tmp_path_factory):  # noqa: F811
     done(job("calibrate", "--checkpoint", directory, "--data_dir", phantom_data))
     report = directory / "report"
     out = done(job("evaluate", "--checkpoint", directory, "--data_dir", phantom_data, "--full", "--out", report))
-    assert "mean of the shifted copies" in out and "best by mean rank" in out and "text pages" in out
+    assert "mean of the shifted copies" in out and "chosen by mean rank" in out and "text pages" in out
     return directory
 
 

@@ -121,5 +121,5 @@ def test_the_best_has_the_best_mean_rank():
     text = "\n".join(faithfulness.lines(found))
     assert "layercam less the centred blob: deletion -0.100 (-0.200 to +0.010)" in text
     assert faithfulness.rows(found)[2] == ["layercam", "0.200 (0.100 to 0.900)", "0.850 (0.100 to 0.900)", "0.560"]
-    assert "maps of 5 films; best by mean rank of those that depend on the network: layercam" in text
+    assert "maps of 5 films; chosen by mean rank: layercam" in text
     assert "| layercam |    0.200 |     0.850 |      0.560 |" in text
