@@ -3,6 +3,35 @@
 from ml_collections import ConfigDict
 
 
+def phase(
+    epochs: int,
+    learning_rate: float,
+    trainable: str = "all",
+    layer_decay: float = 1.0,
+    schedule: str = "cosine",
+    warmup_epochs: float = 0.0,
+) -> ConfigDict:
+    """A part of the training, for config.phases: what it trains and how; all else rests. --config.phases[0].epochs=2
+
+    Args:
+      epochs: of this phase.
+      learning_rate: at the peak, of the head.
+      trainable: all | head | stage4+ (that stage and what follows it) | patterns of parameter paths, commas between.
+      layer_decay: each stage, going down from the head, has this times the learning rate of the one above it.
+      schedule: cosine | constant, both after the warm-up, over the epochs of this phase.
+      warmup_epochs: from 0 up to the peak.
+    """
+    return ConfigDict(locals())
+
+
+def train_in(config: ConfigDict, *phases: ConfigDict) -> None:
+    """Gives `config` phases; their epochs, rates and schedules take the place of its own, which go."""
+    config.phases = list(phases)
+    del config.epochs
+    for name in ("learning_rate", "schedule", "warmup_epochs"):
+        del config.optimizer[name]
+
+
 def get_config() -> ConfigDict:
     """The defaults: the CNN on the real images at 112 px."""
     config = ConfigDict()
@@ -12,6 +41,10 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # of the activations: float32 | bfloat16 (GPUs; never faster on a CPU)
     # BatchNorm over the global batch: auto (where a device's share is below 32) | true | false
     config.sync_batch_norm = "auto"
+
+    # Weights to begin with: hf://OWNER/NAME[@REVISION], a .safetensors, .pth or .pt file, a run; "" is random
+    config.init_from = ""
+    config.phases = []  # see train_in; []: everything is trained at once
 
     config.resume = True  # False refuses a workdir that holds a run
 

@@ -43,11 +43,14 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             if "config" in flags.FLAGS:
                 flags.FLAGS.config.to_dict()  # a file that is not there is an error only once it is used
             return words
-        # ml_collections raises AttributeError for an unknown field and OSError for a config file that is not there.
-        except (flags.Error, AttributeError, OSError) as error:
+        # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and
+        # OSError for a config file that is not there.
+        except (flags.Error, AttributeError, IndexError, OSError) as error:
             reason: object = error
             while isinstance(reason, Exception) and reason.args and not isinstance(reason, OSError):
                 reason = reason.args[0]
+            if isinstance(error, AttributeError):
+                reason = f"no field {reason} in the config; where it has phases, --config.phases[0].epochs and the like"
             print(f"error: {' '.join(str(reason).split())}\nsee --help", file=sys.stderr)
             sys.exit(2)
 

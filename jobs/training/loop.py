@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -26,13 +27,14 @@ from jobs.evaluation import metrics, plots
 from jobs.training import optim, steps
 from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
 from jobs.training.lock import locked
-from jobs.training.plan import FIGURES, check, compile_steps, flatten
+from jobs.training.plan import FIGURES, Compiled, Phase, check, compile_steps, epochs, flatten, phases, plain
 from jobs.training.processes import StopSignal
 from model import checkpoint
 from model.labels import CLASSES
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
-BEFORE = {"data.folds": 0, "data.fold": 0}  # what runs did that were begun before there was such a field
+# What runs did that were begun before there was such a field.
+BEFORE = {"data.folds": 0, "data.fold": 0, "init_from": "", "phases": []}
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
@@ -84,12 +86,11 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
     if not checkpoint.steps(workdir):
         return False
     meta = checkpoint.load(workdir, "latest").meta
-    scores = [score(row, config.select) for row in meta["history"]]
     return (
         not _changes(config, meta)
         and meta["dataset"]["fingerprint"] == films.facts(Path(config.data.dir), config.data.dataset)["fingerprint"]
         and not meta["losses"]
-        and (len(scores) >= config.epochs or _stalled(scores, config.early_stopping_epochs))
+        and _ended([score(row, config.select) for row in meta["history"]], config)
     )
 
 
@@ -98,10 +99,8 @@ def _train(
 ) -> bool:
     main = jax.process_index() == 0
     training, validation, resident = _read(config, devices)
-    order, learning_rate, state, train_step, eval_step, synced = compile_steps(
-        config, training.labels, devices, resident
-    )
-    state, history, losses = _resume(config, workdir, training.facts, state, console)
+    compiled = compile_steps(config, training.labels, devices, resident)
+    state, history, losses, origin = _begin(config, workdir, training.facts, compiled, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
@@ -110,21 +109,21 @@ def _train(
         f"{len(training.labels)} films to train on, {len(validation.labels)} held out, "
         f"{'resident' if resident else 'streamed'}; "
         f"{processes}{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
-        f"{', SyncBN' if synced and len(devices) > 1 else ''}",
+        f"{', SyncBN' if compiled.synced and len(devices) > 1 else ''}",
         soft_wrap=True,
     )
     if history or losses:
         into = f" and {len(losses)} steps" if losses else ""
-        console.print(f"going on after epoch {len(history)} of {config.epochs}{into}")
+        console.print(f"going on after epoch {len(history)} of {epochs(config)}{into}")
 
     state = steps.replicate(state, devices)
     feed = _feed(training, devices, resident, workers())
     evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
-    epoch_steps = order.steps_per_epoch
-    end = config.epochs * epoch_steps
-    batches = feed(Batches(order, len(history) * epoch_steps + len(losses), end))
+    epoch_steps = compiled.order.steps_per_epoch
+    end = epochs(config) * epoch_steps
+    batches = feed(Batches(compiled.order, len(history) * epoch_steps + len(losses), end))
     scores = [score(row, config.select) for row in history]
-    stopped = False
+    stopped, told = False, None
     with (
         checkpoint.Writer(workdir) as writer,
         _Journal(config, workdir, history, console) if main else contextlib.nullcontext() as journal,
@@ -132,14 +131,22 @@ def _train(
         contextlib.closing(batches),
     ):
         task = bar.add_task("", total=end, completed=len(history) * epoch_steps + len(losses), speed="")
-        while not stopped and len(history) < config.epochs and not _stalled(scores, config.early_stopping_epochs):
+        while not stopped and not _ended(scores, config):
             started, first, begun = time.monotonic(), len(history) * epoch_steps, len(losses)
-            scale = optim.plateau_scale(scores, config.optimizer.plateau_factor, config.optimizer.plateau_patience)
+            phase = _phase(compiled.phases, len(history))
+            if len(history) == phase.first_epoch and not losses:
+                state = state.replace(opt_state=steps.replicate(phase.begin(jax.device_get(state.params)), devices))
+            if len(compiled.phases) > 1 and phase is not told:
+                console.print(_announcement(phase, compiled.phases, state.params), soft_wrap=True)
+                told = phase
+            scale = optim.plateau_scale(
+                scores[phase.first_epoch :], config.optimizer.plateau_factor, config.optimizer.plateau_patience
+            )
             state = state.replace(opt_state=optim.set_plateau_scale(state.opt_state, np.float32(scale)))
 
             def advance(done: int, first: int = first, started: float = started, begun: int = begun) -> None:
                 speed = (done - begun) * config.global_batch_size / (time.monotonic() - started)
-                epoch = f"epoch {first // epoch_steps + 1}/{config.epochs}"
+                epoch = f"epoch {first // epoch_steps + 1}/{epochs(config)}"
                 bar.update(task, completed=first + done, description=epoch, speed=f"{speed:.0f} images/s")
 
             def stop(taken: int, first: int = first) -> bool:
@@ -148,11 +155,11 @@ def _train(
                 return signalled.name is not None if alone else writer.reached_preemption(first + taken)
 
             patience = max(1, config.max_skipped_steps - epoch_steps * _epochs_skipped(history, epoch_steps))
-            state, stopped = _epoch(train_step, state, batches, losses, epoch_steps, patience, advance, stop)
+            state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, patience, advance, stop)
             if len(losses) == epoch_steps:
                 speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
                 probabilities = evaluate(
-                    eval_step, state.ema, evaluation_feed, len(validation.labels), config.global_batch_size
+                    compiled.eval_step, state.ema, evaluation_feed, len(validation.labels), config.global_batch_size
                 )
                 measured = metrics.score(validation.labels, probabilities)
                 skipped = int(np.isnan(losses).sum())
@@ -162,7 +169,11 @@ def _train(
                         "step": int(state.step),
                         "train_loss": float(np.nanmean(losses)) if skipped < epoch_steps else math.nan,
                         **{name: figure(measured) for name, figure in FIGURES.items()},
-                        "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
+                        "phase": compiled.phases.index(phase) + 1,
+                        "learning_rate": float(
+                            phase.learning_rate(int(state.step) - 1 - phase.first_epoch * epoch_steps)
+                        )
+                        * scale,
                         "skipped_steps": skipped,
                         "images_per_second": round(speed, 1),
                         "seconds": round(time.monotonic() - started, 2),
@@ -173,7 +184,7 @@ def _train(
             writer.save(
                 int(state.step),
                 state.ema,
-                _meta(config, training.facts, history, losses),
+                _meta(config, training.facts, history, losses, origin),
                 train={"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state},
                 # Only whole epochs were evaluated; any other step is there to go on from.
                 score=-math.inf if losses else scores[-1],
@@ -187,7 +198,7 @@ def _train(
             soft_wrap=True,
         )
         return False
-    if _stalled(scores, config.early_stopping_epochs):
+    if len(history) < epochs(config):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
     best = history[int(np.argmax(scores))]
     console.print(
@@ -203,10 +214,10 @@ class _Journal:
     """What a run tells people: config.json, log.jsonl, TensorBoard events, curves.png, and a line an epoch."""
 
     def __init__(self, config: ConfigDict, workdir: Path, history: list[dict[str, Any]], console: Console):
-        self._epochs, self._workdir, self._console = config.epochs, workdir, console
+        self._epochs, self._workdir, self._console = epochs(config), workdir, console
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
         with whole(workdir / "config.json") as path:
-            path.write_text(json.dumps(config.to_dict(), indent=1))
+            path.write_text(json.dumps(plain(config), indent=1))
         self._write_log(history)  # a run that was killed may have logged more than it had saved
 
     def __enter__(self) -> _Journal:
@@ -305,12 +316,17 @@ def evaluate(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, 
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def _resume(
-    config: ConfigDict, workdir: Path, facts: dict[str, Any], state: steps.State, console: Console
-) -> tuple[steps.State, list[dict[str, Any]], list[float]]:
-    """The state, the log and the losses of the epoch begun, of the newest whole checkpoint or of a new run."""
+def _begin(
+    config: ConfigDict, workdir: Path, facts: dict[str, Any], compiled: Compiled, console: Console
+) -> tuple[steps.State, list[dict[str, Any]], list[float], dict[str, Any] | None]:
+    """What the newest whole checkpoint holds, or what a new run begins with.
+
+    Returns:
+      The state, the log, the losses of the epoch begun, and where the first weights came from.
+    """
+    state = compiled.state
     if not checkpoint.steps(workdir):
-        return state, [], []
+        return state, [], [], None
     if not config.resume:
         raise JobError(
             f"{workdir} holds a run, and config.resume is False; give another --workdir, or leave out --config.resume"
@@ -322,7 +338,8 @@ def _resume(
             console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
     _wait_for_all("set aside")
     changed = _changes(config, loaded.meta)
-    refused = [change for name, change in changed.items() if name not in MAY_CHANGE]
+    may_change = {*MAY_CHANGE, f"phases[{len(config.phases) - 1}].epochs"}
+    refused = [change for name, change in changed.items() if name not in may_change]
     if refused:
         raise JobError(
             f"{workdir} holds a run of another config ({'; '.join(refused)}); give another --workdir, or the old values"
@@ -339,22 +356,20 @@ def _resume(
         "ema": state.ema,
         "params": state.params,
         "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
+        # A checkpoint at the end of a phase holds what that phase had.
+        "opt_state": _phase(compiled.phases, (loaded.step - 1) // compiled.order.steps_per_epoch).begin(state.params),
     }
     state = state.replace(step=np.int32(loaded.step), **checkpoint.from_arrays(like, stored))
     losses = [math.nan if loss is None else loss for loss in loaded.meta["losses"]]
-    return state, loaded.meta["history"], losses
+    return state, loaded.meta["history"], losses, loaded.meta.get("origin")
 
 
 def _changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
-    new = flatten(json.loads(json.dumps(config.to_dict())))  # tuples as lists
-    old = BEFORE | flatten(meta["config"])
-    return {
-        name: f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
+    new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
+    old = flatten(meta["config"])
+    pairs = {name: (old.get(name, BEFORE.get(name)), new.get(name)) for name in sorted(old.keys() | new.keys())}
+    return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}
 
 
 def _wait_for_all(name: str) -> None:
@@ -375,15 +390,30 @@ def score(row: dict[str, Any], select: ConfigDict) -> float:
     return -value if select.mode == "min" else value
 
 
-def _stalled(scores: list[float], patience: int) -> bool:
-    """Whether the best epoch is `patience` epochs old; never, where that is 0."""
-    return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
+def _ended(scores: list[float], config: ConfigDict) -> bool:
+    """Whether all epochs are done, or the best one of the last phase is as old as the early stop has patience."""
+    last = scores[epochs(config) - phases(config)[-1].epochs :]
+    patience = config.early_stopping_epochs
+    stalled = bool(patience and last) and len(last) - 1 - int(np.argmax(last)) >= patience
+    return stalled or len(scores) >= epochs(config)
+
+
+def _phase(planned: Sequence[Phase], epoch: int) -> Phase:
+    """The one that an epoch, from 0, belongs to."""
+    return next(phase for phase in planned if epoch < phase.end_epoch)
 
 
 def _meta(
-    config: ConfigDict, facts: dict[str, Any], history: list[dict[str, Any]], losses: list[float]
+    config: ConfigDict,
+    facts: dict[str, Any],
+    history: list[dict[str, Any]],
+    losses: list[float],
+    origin: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself; `losses` are those of an epoch begun, None where a step was skipped."""
+    """What a checkpoint says of itself.
+
+    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from.
+    """
     packages = ("pneumoscope", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "architecture": config.model.architecture,
@@ -392,14 +422,24 @@ def _meta(
         "image_size": config.data.image_size,
         "side": config.data.side,
         "storage_size": facts["storage_size"],
-        "config": config.to_dict(),
+        "config": plain(config),
         "dataset": facts,
         "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)} if history else {},
+        "origin": origin,
         "epoch": len(history),
         "history": history,
         "losses": [None if math.isnan(loss) else loss for loss in losses],
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _announcement(phase: Phase, planned: Sequence[Phase], params: Any) -> str:
+    sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
+    count = sum(sizes[path] for path in phase.trained)
+    return (
+        f"phase {planned.index(phase) + 1} of {len(planned)}, {phase.epochs} epochs: trains {phase.trainable}, "
+        f"{count:,} of {sum(sizes.values()):,} parameters"
+    )
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:

@@ -13,8 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jobs.training import trainable
 from jobs.training.augment import augment
 from jobs.training.data import Films, Layout
+from model import layers
 from model.labels import CLASSES
 from model.preprocess import standardise, to_input
 
@@ -28,7 +30,7 @@ class State(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
-    opt_state: optax.OptState
+    opt_state: optax.OptState  # of the parameters that the phase trains, and of no others
 
 
 class Recipe(NamedTuple):
@@ -61,18 +63,20 @@ def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
-def create_state(module: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int) -> State:
-    """The state before the first step: a pure function of the arguments."""
+def create_variables(module: nn.Module, seed: int, image_size: int) -> dict[str, Any]:
+    """{"params", "batch_stats"} before the first step: a pure function of the arguments."""
     images = jnp.zeros((1, image_size, image_size, 1))
-    variables = jax.jit(module.init)(jax.random.key(seed), images)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return {"batch_stats": {}} | jax.jit(module.init)(jax.random.key(seed), images)
+
+
+def create_state(variables: Mapping[str, Any], opt_state: optax.OptState) -> State:
+    """The state before the first step."""
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
+        **variables,
         # A copy, since the state is donated and no buffer can be donated twice.
-        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}),
-        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, dict(variables)),
+        opt_state=opt_state,
     )
 
 
@@ -85,6 +89,7 @@ def make_train_step(
     module: nn.Module,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
+    trained: frozenset[str],
     size: int,
     seed: int,
     devices: Sequence[jax.Device],
@@ -92,6 +97,9 @@ def make_train_step(
     collectives: bool = True,
 ) -> TrainStep:
     """Compiles one training step over the devices of all processes.
+
+    It moves the parameters whose paths are in `trained`. Those before the first of them take no backward pass, and
+    BatchNorm of which nothing is trained works as in inference.
 
     The step takes (state, films, indices (local devices, share, 2) int32): the film, and the one it is mixed with. The
     films are a whole split on every device, or, where not `resident`, those of this batch with a leading axis of
@@ -130,30 +138,40 @@ def make_train_step(
             targets = other_targets + mix[:, None] * (targets - other_targets)
         weights = targets @ class_weights
         targets = optax.smooth_labels(targets, recipe.label_smoothing)
+        before = {"params": state.params, "batch_stats": state.batch_stats}
+        moves = trainable.moving(before, trained)
+        frozen_norms = trainable.frozen_norms(state.batch_stats, trained)
+        moving, resting = trainable.split(state.params, trained)
 
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            logits, updated = module.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
+        def loss_of(moving: Any) -> tuple[jax.Array, Any]:
+            params = trainable.merge(moving, resting)
+            with layers.norms_frozen(frozen_norms):
+                logits, updated = module.apply(
+                    {"params": params, "batch_stats": state.batch_stats},
+                    inputs,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": dropout_key},
+                )
             loss = jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
             if recipe.head_l2:
                 loss += recipe.head_l2 * _head_l2(params)
             return loss, updated.get("batch_stats", {})
 
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(moving)
         if collectives:
             loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
         grad_norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
+        params = trainable.merge(optax.apply_updates(moving, updates), resting)
+        # What is frozen is carried over, not averaged: a mean of equal numbers need not be that number.
+        fresh, _ = trainable.split({"params": params, "batch_stats": batch_stats}, moves)
+        average, rested = trainable.split(state.ema, moves)
+        now = trainable.merge(fresh, trainable.split(before, moves)[1])
         # The average starts as a plain mean, so that the initial values are soon forgotten.
         decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, step_size=1 - decay)
-        taken = State(state.step, params, batch_stats, ema, opt_state)
+        ema = trainable.merge(optax.incremental_update(fresh, average, step_size=1 - decay), rested)
+        taken = State(state.step, **now, ema=ema, opt_state=opt_state)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - finite}

@@ -48,7 +48,7 @@ def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
     layout = steps.layout(chosen)
     losses = []
     for step in range(count):
-        state, metrics = compiled.train_step(
+        state, metrics = compiled.phases[0].train_step(
             state, resident, layout.share(compiled.order.batch(step % compiled.order.steps_per_epoch))
         )
         losses.append(float(metrics["loss"]))
@@ -146,7 +146,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
     _, before, compiled, resident = run(plain(), 2, 2)
     kept = jax.tree.map(np.array, before)
     poisoned = before.replace(params=jax.tree.map(lambda leaf: leaf * np.float32("nan"), before.params))
-    after, metrics = compiled.train_step(
+    after, metrics = compiled.phases[0].train_step(
         poisoned, resident, steps.layout(jax.devices()[:2]).share(compiled.order.batch(0))
     )
     assert float(metrics["skipped"]) == 1
