@@ -29,8 +29,8 @@ def schedule(
     """
     if warmup_steps >= total_steps:
         raise UsageError(
-            f"a warm-up of {warmup_steps} steps leaves nothing of {total_steps}; lower warmup_epochs or raise epochs "
-            "(of --config.phases[0] and the like where the config has phases)"
+            f"a warm-up of {warmup_steps} steps leaves nothing of a run or phase of {total_steps}; lower warmup_epochs "
+            "or raise epochs"
         )
     if kind == "cosine":
         return optax.warmup_cosine_decay_schedule(
