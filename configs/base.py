@@ -78,6 +78,8 @@ def get_config() -> ConfigDict:
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner
     config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's
+    config.objective = "supervised"  # supervised | contrastive (jobs/pretrain.py: two views of a film, no labels)
+    config.temperature = 0.2  # of the contrastive cosines
     config.mixup_alpha = 0.2  # 0: off
     config.label_smoothing = 0.05
     config.head_l2 = 0.0  # on the kernels of the head, in the loss

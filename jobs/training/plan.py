@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jobs import UsageError
-from jobs.training import optim, steps, trainable
+from jobs.training import objectives, optim, steps, trainable
 from jobs.training.data import Order
 from model import registry
 from model.labels import CLASSES
@@ -62,6 +62,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "augment.noise": (0, 1),
     "augment.erase_probability": (0, 1),
     "augment.erase_side": (0, 1),
+    "temperature": (0.01, 10),
     "mixup_alpha": (0, 100),
     "label_smoothing": (0, 0.999),
     "head_l2": (0, math.inf),
@@ -124,6 +125,7 @@ def check(config: ConfigDict) -> None:
         "optimizer.schedule": ("cosine", "constant"),
         "phases.schedule": ("cosine", "constant"),
         "sync_batch_norm": ("auto", "true", "false"),
+        "objective": ("supervised", "contrastive"),
         "data.dataset": ("chest_xray", "phantom"),
         "data.balance": ("none", "loss", "sampling"),
         "data.resident": ("auto", "true", "false"),
@@ -177,17 +179,24 @@ def compile_steps(
         )
     except ValueError as error:
         raise UsageError(f"config.model: {error}") from error
-    counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
-    recipe = steps.Recipe(
-        augment=config.augment.to_dict(),
-        mixup_alpha=config.mixup_alpha,
-        label_smoothing=config.label_smoothing,
-        class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
-        head_l2=config.head_l2,
-        ema_decay=config.ema_decay,
-    )
     size = config.data.image_size
+    train_size, strength = config.data.train_size or size, config.augment.to_dict()
     variables = steps.create_variables(module, config.seed, size)
+    answer: Callable[..., Any]
+    if config.objective == "contrastive":
+        objective = objectives.contrastive(module, config.temperature, strength, train_size, steps.AXIS)
+        answer = functools.partial(objectives.pooled, module)
+        variables = objectives.contrastive_variables(module, variables, config.seed)
+    else:
+        counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
+        recipe = objectives.Recipe(
+            mixup_alpha=config.mixup_alpha,
+            label_smoothing=config.label_smoothing,
+            class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
+            head_l2=config.head_l2,
+        )
+        objective = objectives.supervised(module, recipe, strength, train_size)
+        answer = module.apply
     params = variables["params"]
     planned: list[Phase] = []
     for settings in phases(config):
@@ -207,7 +216,6 @@ def compile_steps(
             config.optimizer.clip_norm,
             trainable.split(factors, trained)[0] if settings.layer_decay < 1 else None,
         )
-        train_size = config.data.train_size or size
         planned.append(
             Phase(
                 first_epoch=planned[-1].end_epoch if planned else 0,
@@ -217,7 +225,7 @@ def compile_steps(
                 learning_rate=learning_rate,
                 begin=functools.partial(_begin, optimizer, trained),
                 train_step=steps.make_train_step(
-                    module, optimizer, recipe, trained, train_size, config.seed, devices, resident, collectives
+                    objective, optimizer, trained, config.ema_decay, config.seed, devices, resident, collectives
                 ),
             )
         )
@@ -225,7 +233,7 @@ def compile_steps(
         order=order,
         phases=planned,
         state=steps.create_state(variables, planned[0].begin(params)),
-        eval_step=steps.make_eval_step(module, size, config.data.side, devices, resident),
+        eval_step=steps.make_eval_step(answer, size, config.data.side, devices, resident),
         synced=synced,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -14,11 +14,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jobs.training import trainable
-from jobs.training.augment import augment
 from jobs.training.data import Films, Layout
+from jobs.training.objectives import Objective
 from model import layers
-from model.labels import CLASSES
-from model.preprocess import standardise, to_input
+from model.preprocess import to_input
 
 AXIS = "batch"
 
@@ -31,17 +30,6 @@ class State(flax.struct.PyTreeNode):
     batch_stats: Any
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
     opt_state: optax.OptState  # of the parameters that the phase trains, and of no others
-
-
-class Recipe(NamedTuple):
-    """What the loss is made of."""
-
-    augment: Mapping[str, float]
-    mixup_alpha: float  # Beta(alpha, alpha); 0 turns mixup off
-    label_smoothing: float  # in [0, 1)
-    class_weights: tuple[float, ...]  # (3,), of each class's loss
-    head_l2: float  # times the sum of squares of the head's kernels
-    ema_decay: float  # in [0, 1); 0 serves the raw parameters
 
 
 TrainStep = Callable[[State, Films, np.ndarray], tuple[State, dict[str, jax.Array]]]
@@ -80,17 +68,11 @@ def create_state(variables: Mapping[str, Any], opt_state: optax.OptState) -> Sta
     )
 
 
-def _head_l2(params: Any) -> jax.Array:
-    leaves = jax.tree_util.tree_leaves_with_path(params["head"])
-    return sum((jnp.sum(leaf**2) for path, leaf in leaves if path[-1].key == "kernel"), jnp.zeros(()))
-
-
 def make_train_step(
-    module: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    recipe: Recipe,
     trained: frozenset[str],
-    size: int,
+    ema_decay: float,
     seed: int,
     devices: Sequence[jax.Device],
     resident: bool = True,
@@ -109,54 +91,33 @@ def make_train_step(
     devices changes nothing but the order of sums. A step whose loss or gradient is not finite changes nothing but
     the step counter. The state is donated.
 
+    Args:
+      objective: what it minimises.
+      optimizer: whose state the state holds.
+      trained: paths of parameters.
+      ema_decay: of the averages, in [0, 1); 0 serves the raw parameters.
+      seed: of all that is random.
+      devices: of all processes.
+      resident: whether the films are a whole split.
+      collectives: whether the devices share what they find.
+
     Returns:
       A function (state, data, indices) -> (state, metrics), metrics being float32 scalars: loss, grad_norm, and
       skipped (1 where the step was not finite).
     """
-    class_weights = jnp.asarray(recipe.class_weights)
 
     def step(state: State, data: Films, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         share = indices.shape[0]
         positions = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        augment_key, mixup_key, dropout_key = jax.random.split(key, 3)
-
-        def keys(root: jax.Array) -> jax.Array:
-            return jax.vmap(lambda position: jax.random.fold_in(root, position))(positions)
-
-        def films(which: int) -> tuple[jax.Array, jax.Array]:
-            chosen = indices[:, which]
-            views = augment(keys(jax.random.fold_in(augment_key, which)), data.images[chosen], size, recipe.augment)
-            return standardise(views), jax.nn.one_hot(data.labels[chosen], len(CLASSES))
-
-        inputs, targets = films(0)
-        if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2
-            alpha = recipe.mixup_alpha
-            mix = jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(keys(mixup_key))
-            others, other_targets = films(1)
-            inputs = others + mix[:, None, None, None] * (inputs - others)
-            targets = other_targets + mix[:, None] * (targets - other_targets)
-        weights = targets @ class_weights
-        targets = optax.smooth_labels(targets, recipe.label_smoothing)
         before = {"params": state.params, "batch_stats": state.batch_stats}
         moves = trainable.moving(before, trained)
-        frozen_norms = trainable.frozen_norms(state.batch_stats, trained)
         moving, resting = trainable.split(state.params, trained)
 
         def loss_of(moving: Any) -> tuple[jax.Array, Any]:
-            params = trainable.merge(moving, resting)
-            with layers.norms_frozen(frozen_norms):
-                logits, updated = module.apply(
-                    {"params": params, "batch_stats": state.batch_stats},
-                    inputs,
-                    train=True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": dropout_key},
-                )
-            loss = jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
-            if recipe.head_l2:
-                loss += recipe.head_l2 * _head_l2(params)
-            return loss, updated.get("batch_stats", {})
+            with layers.norms_frozen(trainable.frozen_norms(state.batch_stats, trained)):
+                params = trainable.merge(moving, resting)
+                return objective(params, state.batch_stats, key, positions, data, indices)
 
         (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(moving)
         if collectives:
@@ -169,7 +130,7 @@ def make_train_step(
         average, rested = trainable.split(state.ema, moves)
         now = trainable.merge(fresh, trainable.split(before, moves)[1])
         # The average starts as a plain mean, so that the initial values are soon forgotten.
-        decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = trainable.merge(optax.incremental_update(fresh, average, step_size=1 - decay), rested)
         taken = State(state.step, **now, ema=ema, opt_state=opt_state)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -200,15 +161,19 @@ def make_idle_step(devices: Sequence[jax.Device]) -> TrainStep:
 
 
 def make_eval_step(
-    module: nn.Module, size: int, side: float, devices: Sequence[jax.Device], resident: bool = True
+    answer: Callable[..., Any],
+    size: int,
+    side: float,
+    devices: Sequence[jax.Device],
+    resident: bool = True,
 ) -> EvalStep:
-    """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, 3) logits.
+    """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, K) answers.
 
-    The films are as those of a training step. The logits of all devices are gathered, so that every process holds them.
+    `answer` takes (variables, inputs (share, size, size, 1)) and gives (share, K). The films are as those of a training
+    step. The answers of all devices are gathered, so that every process holds them.
     """
 
     def step(variables: Any, data: Films, indices: jax.Array) -> jax.Array:
-        inputs = to_input(data.images[indices], size, side)
-        return jax.lax.all_gather(module.apply(variables, inputs, train=False), AXIS)
+        return jax.lax.all_gather(answer(variables, to_input(data.images[indices], size, side)), AXIS)
 
     return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None if resident else 0, 0), out_axes=None)

@@ -98,6 +98,5 @@ def _top(path: str) -> str:
 def _depths(params: Tree) -> dict[str, int]:
     """{"stem": 0, "stage1": 1, ..., "head": one more than the last stage}, for those that there are."""
     stages = {name: int(name.removeprefix("stage")) for name in params if re.fullmatch(r"stage\d+", name)}
-    ends = {"stem": 0, "head": max(stages.values()) + 1}
-    depths = stages | {name: depth for name, depth in ends.items() if name in params}
-    return dict(sorted(depths.items(), key=lambda one: one[1]))
+    ends = {name: 0 if name == "stem" else max(stages.values()) + 1 for name in params if name not in stages}
+    return dict(sorted((stages | ends).items(), key=lambda one: one[1]))
