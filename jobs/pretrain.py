@@ -24,7 +24,9 @@ flags.adopt_module_key_flags(train)
 def main(arguments: list[str]) -> int:
     objective = flags.FLAGS.config.objective
     if objective != "contrastive":
-        raise UsageError(f"config.objective is {objective!r}; jobs/pretrain.py is for 'contrastive', the others are trained by jobs/train.py")
+        raise UsageError(
+            f"config.objective is {objective!r}; jobs/pretrain.py is for 'contrastive', the others are trained by jobs/train.py"
+        )
     return train.main(arguments)
 
 
