@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.global_batch_size = 128
     config.data.image_size = 224
     config.model.architecture = "resnet"
-    config.model.options = ConfigDict({"blocks": (3, 4, 6, 3), "stem_channels": 1, "head": (512, 128), "dropout": 0.5})
+    config.model.options = ConfigDict({"blocks": (3, 4, 6, 3), "head": (512, 128), "dropout": 0.5})
     config.head_l2 = 1e-4
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_epochs = 5.0

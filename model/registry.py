@@ -9,9 +9,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from model.cnn import CNN
+from model.densenet import DenseNet
+from model.efficientnet import EfficientNet
 from model.resnet import ResNet
+from model.resnetv2 import ResNetV2
+from model.vgg import VGG
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"cnn": CNN, "resnet": ResNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "cnn": CNN,
+    "resnet": ResNet,
+    "resnetv2": ResNetV2,
+    "vgg": VGG,
+    "densenet": DenseNet,
+    "efficientnet": EfficientNet,
+}
 
 
 def build(architecture: str, options: Mapping[str, Any], dtype: str = "float32", **parallel) -> nn.Module:

@@ -1,16 +1,19 @@
 """ResNet50 v1.5 (He et al. 2016, table 1; the stride sits in the 3x3 convolution): 23.5 M parameters.
 
-Parameter paths are a public interface; weights from elsewhere are loaded into them. Beside each, torchvision's:
+Parameter paths are a public interface; weights from elsewhere are loaded into them. Beside each, the key of torchvision
+and of timm:
 
-    stem/conv/kernel (7, 7, in, 64)                 conv1.weight
+    stem/conv/kernel (7, 7, 2, 64)                  conv1.weight
     stem/norm/{scale,bias}                          bn1.{weight,bias}
     stage<i>/block<j>/conv{1,2,3}/kernel            layer<i>.<j-1>.conv{1,2,3}.weight
     stage<i>/block<j>/norm{1,2,3}/{scale,bias}      layer<i>.<j-1>.bn{1,2,3}.{weight,bias}
     stage<i>/block1/shortcut/kernel                 layer<i>.0.downsample.0.weight
     stage<i>/block1/shortcut_norm/{scale,bias}      layer<i>.0.downsample.1.{weight,bias}
-    head/...                                        fc.{weight,bias}
+    head/logits/{kernel,bias}                       fc.{weight,bias}
+    head/{dense,norm}<k>/...
 
 BatchNorm statistics stand under the same paths in `batch_stats`, as {mean,var}. Kernels are (H, W, in, out).
+The first one acts on the film and a plane of ones (layers.film_and_ones), torchvision's on three colours.
 """
 
 from __future__ import annotations
@@ -22,19 +25,16 @@ import jax
 import jax.numpy as jnp
 
 from model import layers
-from model.labels import CLASSES
 
 
 class Stem(nn.Module):
     """7x7 convolution at stride 2, BatchNorm, ReLU, 3x3 max-pool at stride 2: quarters the side."""
 
-    channels: int
     axis_name: str | None
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = jnp.repeat(images, self.channels, axis=-1)  # (N, H, W, channels)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = layers.convolution(64, 7, stride=2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(layers.batch_norm(train, self.axis_name, dtype=self.dtype, name="norm")(x))
         return layers.max_pool_3x3(x)
@@ -88,64 +88,51 @@ class Stage(nn.Module):
         return x
 
 
-class Head(nn.Module):
-    """Global average pooling, then dense layers of `widths` (each with ReLU, BatchNorm, dropout), then logits."""
-
-    widths: Sequence[int]
-    dropout: float
-    axis_name: str | None
-    norm_axis: str | None
-
-    @nn.compact
-    def __call__(self, features: jax.Array, train: bool) -> jax.Array:
-        x = layers.global_average_pool(features)  # (N, 2048)
-        for index, width in enumerate(self.widths):
-            x = nn.relu(nn.Dense(width, name=f"dense{index + 1}")(x))
-            x = layers.batch_norm(train, self.norm_axis, name=f"norm{index + 1}")(x)
-            x = layers.Dropout(self.dropout, self.axis_name, name=f"dropout{index + 1}")(x, train)
-        return nn.Dense(len(CLASSES), name="logits")(x)
-
-
 class ResNet(nn.Module):
     """ResNet with bottleneck blocks; the default depth is ResNet50.
 
     Attributes:
       blocks: bottlenecks in each of the four stages; (3, 4, 6, 3) is ResNet50.
-      stem_channels: 1, or 3 for weights that were trained on colour: the gray image is repeated.
       head: widths of the dense layers before the logits: () is linear, (512, 128) the seeds' head.
       dropout: rate after each of them, in [0, 1).
       axis_name: the axis of the parallel step, which dropout counts examples along; None outside it.
       sync_batch_norm: whether BatchNorm averages over `axis_name` too.
       dtype: of the activations; parameters and logits are float32.
+
+    Raises:
+      ValueError: `blocks` has not a number for each stage.
     """
 
     blocks: Sequence[int] = (3, 4, 6, 3)
-    stem_channels: int = 1
     head: Sequence[int] = ()
     dropout: float = 0.5
     axis_name: str | None = None
     sync_batch_norm: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    def __post_init__(self) -> None:
+        layers.expect_stages("blocks", self.blocks, 4)
+        super().__post_init__()
+
     def setup(self) -> None:
         norm_axis = self.axis_name if self.sync_batch_norm else None
-        self.stem = Stem(self.stem_channels, norm_axis, self.dtype)
+        self.stem = Stem(norm_axis, self.dtype)
         self.stage1, self.stage2, self.stage3, self.stage4 = (
             Stage(64 * 2**index, blocks, 1 if index == 0 else 2, norm_axis, self.dtype)
             for index, blocks in enumerate(self.blocks)
         )
-        self.classifier = Head(self.head, self.dropout, self.axis_name, norm_axis, name="head")
+        self.classifier = layers.Head(self.head, self.dropout, self.axis_name, norm_axis, name="head")
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
         """(N, H, W, 1) float32 -> (N, H/32, W/32, 2048), the last activations with a place."""
-        x = self.stem(images.astype(self.dtype), train)  # (N, H/4, W/4, 64)
+        x = self.stem(layers.film_and_ones(images).astype(self.dtype), train)  # (N, H/4, W/4, 64)
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x, train)
         return x
 
     def classify(self, features: jax.Array, train: bool = False) -> jax.Array:
         """(N, h, w, 2048) -> (N, 3) logits."""
-        return self.classifier(features, train)
+        return self.classifier(layers.global_average_pool(features), train)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         return self.classify(self.features(images, train), train)

@@ -190,7 +190,7 @@ def test_two_devices_are_told(phantom_data, tmp_path):
         ({"data.balance": "smote"}, "config.data.balance is 'smote'; known: none, loss, sampling"),
         ({"epochs": 0}, "config.epochs is 0; it must be from 1 to inf"),
         ({"augment.crop_area_min": 1.5}, "config.augment.crop_area_min is 1.5; it must be from 0.01 to 1"),
-        ({"model.architecture": "vgg"}, "config.model: unknown architecture 'vgg'; known: cnn, resnet"),
+        ({"model.architecture": "vit"}, "config.model: unknown architecture 'vit'; known: cnn, resnet"),
         ({"global_batch_size": 64}, "a global batch of 64 is more than the 48 training films"),
     ],
 )

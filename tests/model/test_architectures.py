@@ -8,14 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import cnn, layers, resnet
+from model import cnn, densenet, efficientnet, gradcam, layers, resnet, resnetv2, vgg
+from model.labels import CLASSES
 from model.registry import ARCHITECTURES, build
 
 TINY = {
     "cnn": {"widths": (4, 8), "blocks": (1, 2)},
     "resnet": {"blocks": (1, 1, 1, 1), "head": (8,)},
+    "resnetv2": {"blocks": (1, 1, 1, 1), "head": (8,)},
+    "vgg": {"convolutions": (1, 2), "filters": (4, 8), "batch_norm": True, "head": (8,)},
+    "densenet": {"depths": (1, 2, 1, 1), "growth": 4, "head": (8,)},
+    "efficientnet": {"blocks": (1, 2, 1, 0, 0, 0, 0), "head": (8,)},
 }
-FEATURES = {"cnn": (2, 16, 16, 8), "resnet": (2, 2, 2, 2048)}
+FEATURES = {
+    "cnn": (2, 16, 16, 8),
+    "resnet": (2, 2, 2, 2048),
+    "resnetv2": (2, 2, 2, 2048),
+    "vgg": (2, 32, 32, 8),
+    # 8 + 4 = 12, half is 6; 6 + 8 = 14, 7; 7 + 4 = 11, 5; 5 + 4 = 9.
+    "densenet": (2, 2, 2, 9),
+    "efficientnet": (2, 8, 8, 1280),
+}
 
 
 def shapes(name, options=None, size=64):
@@ -49,10 +62,15 @@ def test_three_methods(name):
     module = build(name, TINY[name])
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
     variables = random_variables(module, images)
-    features = module.apply(variables, images, method="features")
-    logits = module.apply(variables, features, method="classify")
+
+    @jax.jit
+    def three(variables):
+        features = module.apply(variables, images, method="features")
+        return features, module.apply(variables, features, method="classify"), module.apply(variables, images)
+
+    features, logits, whole = three(variables)
     assert features.shape == FEATURES[name] and logits.shape == (2, 3)
-    np.testing.assert_array_equal(logits, module.apply(variables, images))
+    np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -73,13 +91,94 @@ def test_cnn_size():
     assert {name.split("/")[0] for name in parameters} == {"stem", "stage1", "stage2", "stage3", "stage4", "head"}
 
 
-@pytest.mark.parametrize(("channels", "backbone"), [(1, 23_501_760), (3, 23_508_032)])
-def test_resnet50_size(channels, backbone):
-    parameters = shapes("resnet", {"stem_channels": channels})
-    assert count({name: shape for name, shape in parameters.items() if not name.startswith("head")}) == backbone
+def test_resnet50_size():
+    parameters = shapes("resnet")
+    # 23,501,760 of a gray stem and 7 x 7 x 64 of the plane of ones
+    assert count({name: shape for name, shape in parameters.items() if not name.startswith("head")}) == 23_504_896
     convolutions = [name for name, shape in parameters.items() if len(shape) == 4]
     assert len(convolutions) == 53
     assert parameters["head/logits/kernel"] == (2048, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "first", "published"),
+    [
+        ("resnet", {}, "stem/conv", 25_557_032),
+        ("resnetv2", {}, "stem/conv", 25_549_352),
+        ("vgg", {}, "stage1/conv1", 138_357_544),
+        ("vgg", {"batch_norm": True}, "stage1/conv1", 138_365_992),
+        ("densenet", {}, "stem/conv", 7_978_856),
+        ("efficientnet", {}, "stem/conv", 5_288_548),
+    ],
+)
+def test_sizes_are_those_published(name, options, first, published):
+    parameters = shapes(name, options)
+    side, _, planes, filters = parameters[f"{first}/kernel"]
+    assert planes == 2
+    # A colour more in the first kernel; 997 classes more in the last one, each with a bias.
+    more = side * side * filters + (1000 - len(CLASSES)) * (parameters["head/logits/kernel"][0] + 1)
+    assert count(parameters) + more == published
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"), [("resnet", 4), ("resnetv2", 4), ("vgg", 5), ("densenet", 4), ("efficientnet", 8)]
+)
+def test_the_parts_of_a_network(name, stages):
+    parts = {f"stage{index}" for index in range(1, stages + 1)} | {"head"} | ({"stem"} if name != "vgg" else set())
+    assert {path.split("/")[0] for path in shapes(name)} == parts
+
+
+def test_where_the_last_norms_and_transitions_belong():
+    assert shapes("resnetv2")["stage4/norm/scale"] == (2048,)
+    dense = shapes("densenet")
+    assert dense["stage4/norm/scale"] == (1024,) and dense["stage3/transition/norm/scale"] == (1024,)
+    assert dense["stage1/transition/conv/kernel"] == (1, 1, 256, 128)
+    assert not [path for path in dense if path.startswith("stage4/transition")]
+    efficient = shapes("efficientnet")
+    assert efficient["stage8/conv/kernel"] == (1, 1, 320, 1280) and efficient["stage8/norm/bias"] == (1280,)
+    assert efficient["stage3/block1/depthwise/kernel"] == (5, 5, 1, 144)
+    assert efficient["stage2/block1/squeeze/reduce/kernel"] == (96, 4)  # a quarter of the 16 that enter
+    assert shapes("vgg")["head/dense1/kernel"] == (7 * 7 * 512, 4096)
+    pooled = shapes("vgg", {"global_pool": True, "head": (256,)})
+    assert pooled["head/dense1/kernel"] == (512, 256) and pooled["head/logits/kernel"] == (256, 3)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_maps_and_gradients_of_every_architecture(name):
+    module = build(name, TINY[name])
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 1))
+    variables = random_variables(module, images)
+    _, heatmaps = jax.jit(lambda v, x: gradcam.explain(module, v, x))(variables, images)
+    assert heatmaps.maps.shape == (2, 3, *FEATURES[name][1:3]) and not heatmaps.blank.all()
+    assert np.isfinite(heatmaps.maps).all() and float(heatmaps.maps.max()) == 1
+
+    @jax.jit
+    def gradients(params):
+        def loss(params):
+            answer, _ = module.apply(
+                variables | {"params": params}, images, True, rngs={"dropout": jax.random.key(1)}, mutable="batch_stats"
+            )
+            return (answer**2).sum()
+
+        return jax.grad(loss)(params)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients(variables["params"])):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet", {"blocks": (1, 2)}, r"blocks \(1, 2\) has 2 numbers; give 4, one for each stage"),
+        ("resnetv2", {"blocks": (1, 2)}, r"blocks \(1, 2\) has 2 numbers; give 4"),
+        ("densenet", {"depths": [1] * 5}, r"depths \(1, 1, 1, 1, 1\) has 5 numbers; give 4"),
+        ("efficientnet", {"blocks": (1,)}, r"blocks \(1,\) has 1 numbers; give 7"),
+        ("vgg", {"filters": (4, 8)}, r"convolutions \(2, 2, 3, 3, 3\) has 5 numbers; give 2"),
+    ],
+)
+def test_a_stage_too_many_or_too_few_is_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, options)
 
 
 def test_resnet50_dense_head():
@@ -94,7 +193,7 @@ def test_resnet50_paths_are_those_documented():
         assert path in parameters
     assert parameters["stage2/block1/shortcut/kernel"] == (1, 1, 256, 512)
     assert "stage2/block2/shortcut/kernel" not in parameters
-    for part in ("stem/conv/kernel (7, 7, in, 64)", "stage<i>/block1/shortcut/kernel"):
+    for part in ("stem/conv/kernel (7, 7, 2, 64)", "stage<i>/block1/shortcut/kernel"):
         assert part in resnet.__doc__
 
 
@@ -110,16 +209,21 @@ def test_the_stride_of_v15_sits_in_the_3x3_convolution():
     assert sizes == {"conv1": 8, "conv2": 4, "conv3": 4}
 
 
-def test_a_gray_film_in_a_colour_stem_is_the_sum_of_its_kernels():
-    colour, gray = (build("resnet", TINY["resnet"] | {"stem_channels": channels}) for channels in (3, 1))
-    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 1))
-    variables = random_variables(colour, images)
-    summed = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.sum(axis=2, keepdims=True) if "stem" in str(path) and leaf.ndim == 4 else leaf,
-        variables,
-    )
-    one, other = jax.jit(colour.apply)(variables, images), jax.jit(gray.apply)(summed, images)
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(one).max()))
+def test_a_standardised_film_and_a_plane_of_ones_are_a_normalised_photograph():
+    random = np.random.default_rng(0)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    film, kernel = random.normal(size=(1, 9, 9, 1)), random.normal(size=(7, 7, 3, 4))
+    photograph = (layers.LEVEL + layers.CONTRAST * film - mean) / std  # (1, 9, 9, 3)
+    planes = np.stack([layers.CONTRAST / std, (layers.LEVEL - mean) / std])
+    folded = np.einsum("pc,hwcf->hwpf", planes, kernel)
+    stem = layers.convolution(4, 7, stride=2, dtype=jnp.float32, name="conv")
+    theirs = stem.apply({"params": {"kernel": kernel}}, photograph)
+    ours = stem.apply({"params": {"kernel": folded}}, layers.film_and_ones(jnp.asarray(film)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    bias = folded[:, :, 1].sum((0, 1))
+    biased = stem.apply({"params": {"kernel": folded[:, :, :1]}}, jnp.asarray(film)) + bias
+    np.testing.assert_allclose(biased[:, 2:3, 2:3], theirs[:, 2:3, 2:3], rtol=1e-4, atol=1e-4)
+    assert np.abs(biased - theirs).max() > 0.1  # at the border a bias would not do
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -167,23 +271,44 @@ def test_what_is_unknown_is_named():
         build("cnn", {"depth": 3})
 
 
-@pytest.mark.parametrize(("name", "options"), [("cnn", {}), ("resnet", {"head": (512, 128)})])
-def test_the_docstring_names_every_parameter(name, options):
-    doc = {"cnn": cnn, "resnet": resnet}[name].__doc__
+@pytest.mark.parametrize(
+    ("name", "options", "entries"),
+    [
+        ("cnn", {}, 3),
+        ("resnet", {"head": (512, 128)}, 8),
+        ("resnetv2", {"head": (512, 128)}, 7),
+        ("vgg", {"batch_norm": True}, 5),
+        ("densenet", {"head": (512, 128)}, 9),
+        ("efficientnet", {"head": (512, 128)}, 13),
+    ],
+)
+def test_the_docstring_names_every_parameter(name, options, entries):
+    module = {"cnn": cnn, "resnet": resnet, "resnetv2": resnetv2, "vgg": vgg, "densenet": densenet}
+    doc = (module | {"efficientnet": efficientnet})[name].__doc__
     table = re.findall(r"`(\w\S+/\S+)`", doc) if name == "cnn" else re.findall(r"^    (\w\S+)", doc, re.MULTILINE)
-    assert len(table) == {"cnn": 3, "resnet": 7}[name]
+    assert len(table) == entries
     patterns = []
     for entry in table:
         pattern = re.sub(r"{([\w,]+)}", lambda found: f"({found[1].replace(',', '|')})", entry)
-        pattern = re.sub(r"<\w>", r"\\d", pattern).replace("...", ".+")
-        patterns.append(pattern if name == "resnet" else pattern + r"/\w+")
+        pattern = re.sub(r"<\w>", r"\\d+", pattern).replace("...", ".+")
+        patterns.append(pattern + r"/\w+" if name == "cnn" else pattern)
     matches = {path: [bool(re.fullmatch(pattern, path)) for pattern in patterns] for path in shapes(name, options)}
     assert {path: sum(row) for path, row in matches.items() if sum(row) != 1} == {}
     assert all(any(column) for column in zip(*matches.values(), strict=True))
 
 
-@pytest.mark.parametrize(("name", "size", "expected"), [("cnn", 112, (1, 7, 7, 256)), ("resnet", 224, (1, 7, 7, 2048))])
-def test_features_are_7_by_7_at_the_sizes_documented(name, size, expected):
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("cnn", 112, (1, 7, 7, 256)),
+        ("resnet", 224, (1, 7, 7, 2048)),
+        ("resnetv2", 224, (1, 7, 7, 2048)),
+        ("vgg", 224, (1, 14, 14, 512)),
+        ("densenet", 224, (1, 7, 7, 1024)),
+        ("efficientnet", 224, (1, 7, 7, 1280)),
+    ],
+)
+def test_features_at_the_sizes_documented(name, size, expected):
     module, image = build(name, {}), jnp.zeros((1, size, size, 1))
     variables = jax.eval_shape(module.init, jax.random.key(0), image)
     assert jax.eval_shape(lambda v: module.apply(v, image, method="features"), variables).shape == expected
@@ -208,7 +333,7 @@ def norm(variables, path, x):
 
 def resnet50_by_the_paper(variables, images):
     """Features of He et al. 2016, table 1, as torchvision computes them, from the paths of the docstring."""
-    x = nn.relu(norm(variables, "stem/norm", conv(variables, "stem/conv", images, 2)))
+    x = nn.relu(norm(variables, "stem/norm", conv(variables, "stem/conv", layers.film_and_ones(images), 2)))
     low = -jnp.inf
     x = jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)])
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
@@ -261,10 +386,10 @@ def test_against_a_second_writing(name, options, reference, last):
 
 
 def test_the_dense_head_by_hand():
-    module = resnet.Head((6, 5), 0.5, None, None)
-    features = jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
+    module = layers.Head((6, 5), 0.5, None, None)
+    features = jax.random.normal(jax.random.key(0), (3, 4))
     variables = random_variables(module, features, False)
-    params, x = variables["params"], features.mean((1, 2))
+    params, x = variables["params"], features
     for index in (1, 2):
         x = nn.relu(x @ params[f"dense{index}"]["kernel"] + params[f"dense{index}"]["bias"])
         x = norm(variables, f"norm{index}", x)

@@ -136,3 +136,62 @@ def test_max_pool_shares_a_tie_without_loss():
     # Sixteen windows over a flat image: however a tie is shared out, a gradient of one each is conserved.
     gradient = jax.grad(lambda x: layers.max_pool_3x3(x).sum())(jnp.ones((1, 8, 8, 1)))
     assert float(gradient.sum()) == 16 and float(gradient.min()) >= 0
+
+
+def test_a_film_and_a_plane_of_ones():
+    planes = layers.film_and_ones(IMAGES[..., :1])
+    assert planes.shape == (4, 8, 7, 2)
+    np.testing.assert_array_equal(planes[..., 0], IMAGES[..., 0])
+    assert (planes[..., 1] == 1).all()
+
+
+@pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_depthwise_is_a_convolution_of_each_channel(side, stride):
+    module = layers.Depthwise(side, stride)
+    variables = module.init(jax.random.key(0), IMAGES)
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert kernel.shape == (side, side, 1, 3)
+    alone = [convolved(IMAGES[..., c : c + 1], kernel[..., c : c + 1], stride) for c in range(3)]
+    np.testing.assert_allclose(module.apply(variables, IMAGES), np.concatenate(alone, -1), atol=1e-5)
+
+
+def test_depthwise_adds_up_in_float32():
+    module = layers.Depthwise(5, 1, jnp.bfloat16)
+    flat = jnp.full((1, 5, 5, 1), 1.0, jnp.bfloat16)
+    # 1 + 24 / 512, of which a sum in bfloat16 would lose every part.
+    kernel = np.full((5, 5, 1, 1), 1 / 512, np.float32)
+    kernel[0, 0] = 1
+    answer = module.apply({"params": {"kernel": kernel}}, flat)
+    assert answer.dtype == jnp.bfloat16 and float(answer[0, 2, 2, 0]) == pytest.approx(1 + 24 / 512, abs=2**-8)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_max_pool_of_two_drops_an_odd_last_row(size):
+    images = RANDOM.normal(size=(2, *size, 3)).astype(np.float32)
+    np.testing.assert_array_equal(layers.max_pool_2x2(images), nn.max_pool(images, (2, 2), (2, 2)))
+
+
+def test_adaptive_pooling_by_hand():
+    row = np.arange(1.0, 6)[None, None, :, None]  # 1 to 5 in a row
+    # Bins of 3 over 5 places: 0 to 2, 1 to 4, 3 to 5.
+    np.testing.assert_allclose(layers.adaptive_average_pool(row, 3)[0, 0, :, 0], [1.5, 3, 4.5], rtol=1e-6)
+    np.testing.assert_allclose(layers.adaptive_average_pool(row, 5)[0, 4, :, 0], row.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(layers.adaptive_average_pool(row[:, :, :2], 3)[0, 0, :, 0], [1, 1.5, 2], rtol=1e-6)
+
+
+def test_a_head_without_batch_norm_by_hand():
+    head = layers.Head((4,), 0.5, None, None, batch_norm=False)
+    x = RANDOM.normal(size=(2, 6)).astype(np.float32)
+    variables = head.init(jax.random.key(0), x, False)
+    assert set(variables) == {"params"} and set(variables["params"]) == {"dense1", "logits"}
+    dense, logits = (variables["params"][name] for name in ("dense1", "logits"))
+    hidden = np.maximum(x @ dense["kernel"] + dense["bias"], 0)
+    np.testing.assert_allclose(head.apply(variables, x, False), hidden @ logits["kernel"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_drops_by_key():
+    head = layers.Head((50,), 0.5, None, None, batch_norm=False)
+    x = RANDOM.normal(size=(2, 6)).astype(np.float32)
+    variables = head.init(jax.random.key(0), x, False)
+    one, other = (head.apply(variables, x, True, rngs={"dropout": jax.random.key(seed)}) for seed in (0, 1))
+    assert (np.asarray(one) != np.asarray(other)).all()
