@@ -33,6 +33,7 @@ from jobs import run
 from jobs.training import processes
 from jobs.training.loop import train
 from model.checkpoint import CheckpointError
+from model.weights import WeightsError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, such as runs/cnn.", required=True)
@@ -54,4 +55,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main, CheckpointError)
+    run(main, CheckpointError, WeightsError)

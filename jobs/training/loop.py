@@ -33,6 +33,8 @@ from jobs.training.plan import FIGURES, Compiled, Phase, check, compile_steps, e
 from jobs.training.processes import StopSignal
 from model import checkpoint
 from model.labels import CLASSES
+from model.weights.fill import fill
+from model.weights.source import Source, read
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
 # What runs did that were begun before there was such a field.
@@ -100,9 +102,11 @@ def _train(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console, signalled: StopSignal
 ) -> bool:
     main = jax.process_index() == 0
+    # First of all: what cannot be had is to be said at once.
+    source = read(config.init_from) if config.init_from and not checkpoint.steps(workdir) else None
     training, validation, resident = _read(config, devices)
     compiled = compile_steps(config, training.labels, devices, resident)
-    state, history, losses, origin = _begin(config, workdir, training.facts, compiled, console)
+    state, history, losses, origin = _begin(config, workdir, training.facts, compiled, source, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
@@ -206,10 +210,16 @@ def _train(
     if len(history) < epochs(config):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
     best = history[int(np.argmax(scores))]
+    if config.objective == "contrastive":
+        then = f"python jobs/train.py --config configs/cnn.py --config.init_from={workdir} --workdir {workdir}_tuned"
+    else:
+        then = (
+            f"python jobs/evaluate.py --checkpoint {workdir} --split validation --data_dir {config.data.dir} "
+            f"--out {workdir / 'report'}"
+        )
     console.print(
         f"best: epoch {best['epoch']}, {config.select.metric} {best[config.select.metric]:.4f}; "
-        f"curves in {workdir / 'curves.png'}\nnext: python jobs/evaluate.py --checkpoint {workdir} "
-        f"--split validation --data_dir {config.data.dir} --out {workdir / 'report'}",
+        f"curves in {workdir / 'curves.png'}\nnext: {then}",
         soft_wrap=True,
     )
     return True
@@ -335,7 +345,12 @@ def nearest(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.n
 
 
 def _begin(
-    config: ConfigDict, workdir: Path, facts: dict[str, Any], compiled: Compiled, console: Console
+    config: ConfigDict,
+    workdir: Path,
+    facts: dict[str, Any],
+    compiled: Compiled,
+    source: Source | None,
+    console: Console,
 ) -> tuple[steps.State, list[dict[str, Any]], list[float], dict[str, Any] | None]:
     """What the newest whole checkpoint holds, or what a new run begins with.
 
@@ -344,7 +359,11 @@ def _begin(
     """
     state = compiled.state
     if not checkpoint.steps(workdir):
-        return state, [], [], None
+        if not source:
+            return state, [], [], None
+        variables, origin = fill(source, config.model.architecture, state.variables)
+        console.print(_provenance(origin), soft_wrap=True)
+        return steps.create_state(variables, compiled.phases[0].begin(variables["params"])), [], [], origin
     if not config.resume:
         raise JobError(
             f"{workdir} holds a run, and config.resume is False; give another --workdir, or leave out --config.resume"
@@ -388,6 +407,16 @@ def _changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     old = flatten(meta["config"])
     pairs = {name: (old.get(name, BEFORE.get(name)), new.get(name)) for name in sorted(old.keys() | new.keys())}
     return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}
+
+
+def _provenance(origin: dict[str, Any]) -> str:
+    """What a person is told of the weights that a run begins with."""
+    which = f"commit {origin['commit']}" if "commit" in origin else f"step {origin['step']}" if "step" in origin else ""
+    size = f"{origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256'][:12]}" if "bytes" in origin else ""
+    known = ", ".join(filter(None, [which, size]))
+    new = f"; new: {', '.join(origin['new'])}" if origin["new"] else ""
+    left_out = f"; left out: {', '.join(origin['left_out'])}" if origin["left_out"] else ""
+    return f"begins with {origin['from']} ({known}){new}{left_out}"
 
 
 def _wait_for_all(name: str) -> None:

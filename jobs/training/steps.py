@@ -31,6 +31,11 @@ class State(flax.struct.PyTreeNode):
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
     opt_state: optax.OptState  # of the parameters that the phase trains, and of no others
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{"params", "batch_stats"}, as a network takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 TrainStep = Callable[[State, Films, np.ndarray], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Films, np.ndarray], jax.Array]
@@ -110,7 +115,7 @@ def make_train_step(
         share = indices.shape[0]
         positions = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        before = {"params": state.params, "batch_stats": state.batch_stats}
+        before = state.variables
         moves = trainable.moving(before, trained)
         moving, resting = trainable.split(state.params, trained)
 
