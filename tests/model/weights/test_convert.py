@@ -179,6 +179,14 @@ def test_every_array_comes_to_its_place(name, index):
             np.testing.assert_array_equal(ours, theirs.squeeze().T)
 
 
+@pytest.mark.parametrize("name", ["resnet", "vgg"])
+def test_formats_of_the_same_weights_give_the_same_network(name):
+    variables = network(name, TINY[name])
+    one, other = (convert(name, file(name, variables, index), variables) for index in (0, 1))
+    assert set(file(name, variables, 0)) != set(file(name, variables, 1))
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+
+
 def densenet(head=(), **changes):
     """Variables of a small DenseNet, and a file for it."""
     variables = network("densenet", TINY["densenet"] | {"head": head})
