@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 112  # px, of the network's input as it is evaluated and served
     config.data.side = 1.0  # of the middle of the film that is evaluated and served, as a part of the film's
     config.data.train_size = 0  # px, of the augmented views it is trained on; 0: image_size
-    config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class)
+    config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class) | smote
     config.data.resident = "auto"  # true: on every device | false: decoded as needed | auto: true where they fit
 
     config.model = ConfigDict()

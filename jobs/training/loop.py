@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -23,12 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.special import softmax
 from tensorboardX import SummaryWriter
 
-from jobs import JobError, whole
+from jobs import JobError, UsageError, whole
 from jobs.datasets import films
 from jobs.evaluation import metrics, plots
 from jobs.training import optim, steps
 from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
 from jobs.training.lock import locked
+from jobs.training.oversampling import smote
 from jobs.training.plan import FIGURES, Compiled, Phase, check, compile_steps, epochs, flatten, phases, plain
 from jobs.training.processes import StopSignal
 from model import checkpoint
@@ -272,6 +274,11 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
         absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
         if absent:
             raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; prepare it again")
+    if config.data.balance == "smote":
+        if not resident:
+            raise UsageError("SMOTE makes films up, which no file holds; it needs --config.data.resident=true")
+        images, labels = smote(training.images, training.labels, config.seed)
+        training = dataclasses.replace(training, images=images, labels=labels)
     return training, validation, resident
 
 

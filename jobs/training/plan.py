@@ -127,7 +127,7 @@ def check(config: ConfigDict) -> None:
         "sync_batch_norm": ("auto", "true", "false"),
         "objective": ("supervised", "contrastive"),
         "data.dataset": ("chest_xray", "phantom"),
-        "data.balance": ("none", "loss", "sampling"),
+        "data.balance": ("none", "loss", "sampling", "smote"),
         "data.resident": ("auto", "true", "false"),
         "select.metric": tuple(FIGURES),
         "select.mode": ("min", "max"),
