@@ -90,13 +90,13 @@ class ResNetV2(nn.Module):
                 inputs = 4 * filters
             stages.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*stage))))
         self.stages, self.norm = nn.Sequential(*stages), nn.BatchNorm2d(inputs)
-        self.head = nn.Sequential(OrderedDict(fc=nn.Linear(inputs, CLASSES)))
+        self.head = nn.Sequential(OrderedDict(fc=conv(inputs, CLASSES, 1, bias=True)))
 
     def activations(self, x):
         return F.relu(self.norm(self.stages(F.max_pool2d(self.stem(x), 3, 2, 1))))
 
     def forward(self, x):
-        return self.head(mean(self.activations(x)))
+        return mean(self.head(self.activations(x)))  # a mean of logits is the logits of the mean
 
 
 class VGG(nn.Module):

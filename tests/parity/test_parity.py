@@ -131,9 +131,11 @@ def first_difference(architecture, module, variables, network, films, seen):
     def watch(name):
         def hook(_, __, output):
             theirs = channels_last(output)
-            ours = outputs[layers[name]].reshape(theirs.shape)
-            if not distance(ours, theirs) <= TOLERANCE:
-                found.append(f"{layers[name]} ({name}) is the first layer to differ, by {distance(ours, theirs):.1e}")
+            ours = outputs[layers[name]]
+            if ours.size != theirs.size:
+                found.append(f"{layers[name]} ({name}) is the first layer to differ: {ours.shape}, not {theirs.shape}")
+            elif not (away := distance(ours.reshape(theirs.shape), theirs)) <= TOLERANCE:
+                found.append(f"{layers[name]} ({name}) is the first layer to differ, by {away:.1e}")
 
         return hook
 
