@@ -37,6 +37,7 @@ COMMANDS = (
     "crossval",
     "sweep",
     "compare",
+    "export",
 )
 
 CONFIG = """
