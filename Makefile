@@ -17,7 +17,7 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/requirements-test: .venv/requirements requirements-test.txt
+.venv/requirements-test: .venv/requirements requirements-test.txt requirements-export.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 

@@ -38,6 +38,7 @@ COMMANDS = (
     "sweep",
     "compare",
     "models",
+    "export",
 )
 
 CONFIG = """
