@@ -5,8 +5,12 @@
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn
     python jobs/train.py --config configs/cnn.py --workdir runs/short --config.epochs=3 --config.mixup_alpha=0
 
-Any field of configs/base.py can be set with --config.FIELD=VALUE. WORKDIR receives the checkpoints (the latest two and
-the best), log.jsonl with one object an epoch, TensorBoard events, config.json and curves.png.
+    python jobs/train.py --config configs/resnet.py --workdir runs/resnet --config.init_from=model.safetensors
+
+Any field of configs/base.py can be set with --config.FIELD=VALUE, and those of phases: --config.phases[0].epochs=2. A
+run may begin with weights from elsewhere (--config.init_from: hf://OWNER/NAME, a .safetensors or .pth file, a run).
+WORKDIR receives the checkpoints (the latest two and the best), log.jsonl with one object an epoch, TensorBoard events,
+config.json and curves.png.
 
 Running the same command again goes on where the run stopped, on however many devices and processes there are now.
 Ctrl-C or SIGTERM finishes the step, saves and exits with 0 (or --stopped_exit_code); a second one stops at once.

@@ -39,6 +39,7 @@ COMMANDS = (
     "compare",
     "models",
     "export",
+    "pretrain",
 )
 
 CONFIG = """

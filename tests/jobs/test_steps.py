@@ -9,8 +9,10 @@ from configs import base
 from jobs import JobError
 from jobs.training import loop, plan, steps
 from jobs.training.data import Films, from_memory
+from model import checkpoint
 from model.preprocess import to_input
 from model.registry import build
+from tests.model.test_architectures import TINY
 
 DEVICES = (1, 2, 4, 8)
 LABELS = np.arange(24, dtype=np.int32) % 3
@@ -165,6 +167,18 @@ def test_evaluation_counts_every_film_once(ten_steps, devices):
     module = build("cnn", {"widths": (4, 8), "blocks": (1, 1), "dropout": 0.5})
     logits = module.apply(jax.device_get(state.ema), to_input(IMAGES, 32))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", [name for name in TINY if name != "cnn"])
+def test_a_step_of_every_architecture(architecture):
+    made = plain(global_batch_size=4)
+    made.model.architecture, made.model.options = architecture, type(made)(TINY[architecture])
+    losses, state, _, _ = run(made, 2, 2)
+    assert np.isfinite(losses).all() and int(state.step) == 2
+    begun = steps.create_variables(build(architecture, TINY[architecture]), made.seed, 32)
+    before, after = (checkpoint.to_arrays(variables) for variables in (begun, state.variables))
+    still = [name for name in before if (before[name] == after[name]).all()]
+    assert not still  # every kernel and every statistic has moved
 
 
 def test_a_batch_that_does_not_divide_names_both_numbers():
