@@ -233,9 +233,8 @@ def _run(program: bytes | mmap.mmap) -> tuple[Any, dict[str, _Storage]]:
                     stack.append(_expect(arguments[0], tuple))
                 elif called == _ORDERED:
                     stack.append({})
-                    for (
-                        pairs
-                    ) in arguments:  # as Python 2 wrote it; copying one list again and again would fill the memory
+                    # As Python 2 wrote it. Copying one list again and again would fill the memory.
+                    for pairs in arguments:
                         copied += len(_expect(pairs, list))
                         if copied > length:
                             raise ValueError("it copies more than it holds")
