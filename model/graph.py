@@ -66,7 +66,13 @@ def to_onnx(
     import onnx
 
     (batch,) = jax.export.symbolic_shape(BATCH.lower())
-    traced, outputs = jax.make_jaxpr(function, return_shape=True)(jax.ShapeDtypeStruct((batch, *shape), dtype))
+    try:
+        traced, outputs = jax.make_jaxpr(function, return_shape=True)(jax.ShapeDtypeStruct((batch, *shape), dtype))
+    except Exception as error:  # code that wants a number where the size of the batch is a symbol fails as it may
+        reason = " ".join(str(error).split())[:200]
+        raise NoSuchOperation(
+            f"it cannot be traced for any number of examples: {reason} (such as by len(x))"
+        ) from error
     writer = _Writer(name, batch)
     results = writer.run(traced.jaxpr, traced.consts, [_Value(name, (batch, *shape))])
 

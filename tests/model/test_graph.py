@@ -111,6 +111,8 @@ def test_integers_are_cast():
         (lambda x: x.reshape(-1, 4)[::2], "iota with .* has no form"),
         (lambda x: jnp.cumsum(x, axis=1), "cumsum with"),
         (lambda x: x[:, ::-1], "rev with"),
+        (lambda x: x.reshape(len(x), -1), "cannot be traced for any number of examples: .*as an integer"),
+        (lambda x: x.at[:, jnp.array([0, 20])].get(mode="fill"), "gather reaches beyond what it gathers from"),
         (
             lambda x: x.reshape(-1, 4)[jnp.array([0, 1])],
             "dim_as_value with .* has no form",
