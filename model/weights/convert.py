@@ -282,7 +282,7 @@ def convert(
             elif why := _refused(found[path], path):
                 bad.append(f"{keys[key]} {why}")
             else:
-                filled[path] = np.ascontiguousarray(made[path], np.float32)
+                filled[path] = np.array(made[path], np.float32, order="C")  # a copy, never a view of the file
 
     left_out = [keys[key] for key in keys if key not in used and re.fullmatch(format.classifier, key)]
     unexpected = [keys[key] for key in keys if key not in used and not re.fullmatch(format.classifier, key)]
@@ -371,7 +371,7 @@ def _refused(array: np.ndarray, path: str) -> str:
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
     if count := int((~np.isfinite(values)).sum()):
-        return f"has {count} values that are not finite"
+        return f"is not finite in {count} of {values.size} places"
     if path.endswith("/var") and (values < 0).any():
         return f"has a variance below 0: {values.min():g}"
     return ""

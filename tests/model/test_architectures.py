@@ -1,5 +1,6 @@
 """The architectures' contract, sizes and building blocks."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -66,11 +67,14 @@ def test_three_methods(name):
     @jax.jit
     def three(variables):
         features = module.apply(variables, images, method="features")
-        return features, module.apply(variables, features, method="classify"), module.apply(variables, images)
+        coarse = build(name, TINY[name], "bfloat16").apply(variables, images)
+        return features, module.apply(variables, features, method="classify"), module.apply(variables, images), coarse
 
-    features, logits, whole = three(variables)
+    features, logits, whole, coarse = three(variables)
     assert features.shape == FEATURES[name] and logits.shape == (2, 3)
     np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-5)
+    # Eight bits of every activation.
+    np.testing.assert_allclose(coarse, whole, atol=0.05 * float(jnp.abs(whole).max()))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -314,52 +318,117 @@ def test_features_at_the_sizes_documented(name, size, expected):
     assert jax.eval_shape(lambda v: module.apply(v, image, method="features"), variables).shape == expected
 
 
+def at(tree, path):
+    return functools.reduce(lambda branch, part: branch[part], path.split("/"), tree)
+
+
 def conv(variables, path, x, stride=1):
-    kernel = variables["params"]
-    for part in path.split("/"):
-        kernel = kernel[part]
-    half = kernel["kernel"].shape[0] // 2
-    return jax.lax.conv_general_dilated(
-        x, kernel["kernel"], (stride, stride), [(half, half)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    layer = at(variables["params"], path)
+    kernel = layer["kernel"]
+    half, groups = kernel.shape[0] // 2, x.shape[-1] // kernel.shape[2]
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(half, half)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+    )  # fmt: skip
+    return y + layer.get("bias", 0)
 
 
 def norm(variables, path, x):
-    params, stats = variables["params"], variables["batch_stats"]
-    for part in path.split("/"):
-        params, stats = params[part], stats[part]
+    params, stats = at(variables["params"], path), at(variables["batch_stats"], path)
     return (x - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
+
+
+def pooled(x, side, padding):
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, side, side, 1), (1, 2, 2, 1), [(0, 0), *[(padding, padding)] * 2, (0, 0)]
+    )
 
 
 def resnet50_by_the_paper(variables, images):
     """Features of He et al. 2016, table 1, as torchvision computes them, from the paths of the docstring."""
     x = nn.relu(norm(variables, "stem/norm", conv(variables, "stem/conv", layers.film_and_ones(images), 2)))
-    low = -jnp.inf
-    x = jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    x = pooled(x, 3, 1)
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
         for block in range(1, blocks + 1):
-            at = f"stage{stage}/block{block}"
+            here = f"stage{stage}/block{block}"
             stride = 2 if stage > 1 and block == 1 else 1
-            y = nn.relu(norm(variables, f"{at}/norm1", conv(variables, f"{at}/conv1", x)))
-            y = nn.relu(norm(variables, f"{at}/norm2", conv(variables, f"{at}/conv2", y, stride)))
-            y = norm(variables, f"{at}/norm3", conv(variables, f"{at}/conv3", y))
+            y = nn.relu(norm(variables, f"{here}/norm1", conv(variables, f"{here}/conv1", x)))
+            y = nn.relu(norm(variables, f"{here}/norm2", conv(variables, f"{here}/conv2", y, stride)))
+            y = norm(variables, f"{here}/norm3", conv(variables, f"{here}/conv3", y))
             if block == 1:
-                x = norm(variables, f"{at}/shortcut_norm", conv(variables, f"{at}/shortcut", x, stride))
+                x = norm(variables, f"{here}/shortcut_norm", conv(variables, f"{here}/shortcut", x, stride))
             x = nn.relu(x + y)
     return x
+
+
+def resnetv2_by_the_paper(variables, images):
+    """Features of He et al. 2016b, fig. 4e, one bottleneck a stage."""
+    x = pooled(conv(variables, "stem/conv", layers.film_and_ones(images), 2), 3, 1)
+    for stage in (1, 2, 3, 4):
+        here, stride = f"stage{stage}/block1", 1 if stage == 1 else 2
+        y = nn.relu(norm(variables, f"{here}/norm1", x))
+        x = conv(variables, f"{here}/shortcut", y, stride)
+        y = nn.relu(norm(variables, f"{here}/norm2", conv(variables, f"{here}/conv1", y)))
+        y = nn.relu(norm(variables, f"{here}/norm3", conv(variables, f"{here}/conv2", y, stride)))
+        x = x + conv(variables, f"{here}/conv3", y)
+    return nn.relu(norm(variables, "stage4/norm", x))
+
+
+def vgg_by_the_paper(variables, images):
+    """Features of two stages, of one convolution and of two."""
+    x = layers.film_and_ones(images)
+    for here in ("stage1/{}1", "stage2/{}1", "stage2/{}2"):
+        x = pooled(x, 2, 0) if here == "stage2/{}1" else x
+        x = nn.relu(norm(variables, here.format("norm"), conv(variables, here.format("conv"), x)))
+    return x
+
+
+def densenet_by_the_paper(variables, images):
+    """Features of Huang et al. 2017, section 3, of 1, 2, 1 and 1 layers."""
+    x = nn.relu(norm(variables, "stem/norm", conv(variables, "stem/conv", layers.film_and_ones(images), 2)))
+    x = pooled(x, 3, 1)
+    for stage, depth in enumerate((1, 2, 1, 1), start=1):
+        for layer in range(1, depth + 1):
+            here = f"stage{stage}/layer{layer}"
+            y = conv(variables, f"{here}/conv1", nn.relu(norm(variables, f"{here}/norm1", x)))
+            y = conv(variables, f"{here}/conv2", nn.relu(norm(variables, f"{here}/norm2", y)))
+            x = jnp.concatenate([x, y], -1)
+        if stage < 4:
+            here = f"stage{stage}/transition"
+            x = conv(variables, f"{here}/conv", nn.relu(norm(variables, f"{here}/norm", x)))
+            n, height, width, channels = x.shape
+            x = x[:, : height // 2 * 2, : width // 2 * 2]
+            x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+    return nn.relu(norm(variables, "stage4/norm", x))
+
+
+def efficientnet_by_the_paper(variables, images):
+    """Features of Tan & Le 2019, table 1, of the first three stages and the last."""
+    x = nn.silu(norm(variables, "stem/norm", conv(variables, "stem/conv", layers.film_and_ones(images), 2)))
+    for here, stride in (("stage1/block1", 1), ("stage2/block1", 2), ("stage2/block2", 1), ("stage3/block1", 2)):
+        y = x
+        if here != "stage1/block1":
+            y = nn.silu(norm(variables, f"{here}/expand_norm", conv(variables, f"{here}/expand", y)))
+        y = nn.silu(norm(variables, f"{here}/depthwise_norm", conv(variables, f"{here}/depthwise", y, stride)))
+        reduce, expand = (at(variables["params"], f"{here}/squeeze/{name}") for name in ("reduce", "expand"))
+        means = nn.silu(y.mean((1, 2)) @ reduce["kernel"] + reduce["bias"])
+        y = y * nn.sigmoid(means @ expand["kernel"] + expand["bias"])[:, None, None]
+        y = norm(variables, f"{here}/project_norm", conv(variables, f"{here}/project", y))
+        x = x + y if here == "stage2/block2" else y
+    return nn.silu(norm(variables, "stage8/norm", conv(variables, "stage8/conv", x)))
 
 
 def cnn_by_the_docstring(variables, images):
     """Features of a CNN of two stages of widths 4 and 8, blocks 1 and 2."""
     x = nn.relu(norm(variables, "stem/norm", conv(variables, "stem/conv", images, 2)))
-    for at in ("stage1/block1", "stage2/block1", "stage2/block2"):
-        if at == "stage2/block1":
+    for here in ("stage1/block1", "stage2/block1", "stage2/block2"):
+        if here == "stage2/block1":
             n, height, width, channels = x.shape
             x = x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
-        y = nn.relu(norm(variables, f"{at}/norm1", conv(variables, f"{at}/conv1", x)))
-        y = norm(variables, f"{at}/norm2", conv(variables, f"{at}/conv2", y))
-        if at == "stage2/block1":
-            x = norm(variables, f"{at}/shortcut_norm", conv(variables, f"{at}/shortcut", x))
+        y = nn.relu(norm(variables, f"{here}/norm1", conv(variables, f"{here}/conv1", x)))
+        y = norm(variables, f"{here}/norm2", conv(variables, f"{here}/conv2", y))
+        if here == "stage2/block1":
+            x = norm(variables, f"{here}/shortcut_norm", conv(variables, f"{here}/shortcut", x))
         x = nn.relu(x + y)
     return x
 
@@ -369,6 +438,10 @@ def cnn_by_the_docstring(variables, images):
     [
         ("cnn", TINY["cnn"], cnn_by_the_docstring, "dense"),
         ("resnet", {}, resnet50_by_the_paper, "logits"),
+        ("resnetv2", TINY["resnetv2"] | {"head": ()}, resnetv2_by_the_paper, "logits"),
+        ("vgg", TINY["vgg"] | {"head": ()}, vgg_by_the_paper, "logits"),
+        ("densenet", TINY["densenet"] | {"head": ()}, densenet_by_the_paper, "logits"),
+        ("efficientnet", TINY["efficientnet"] | {"head": ()}, efficientnet_by_the_paper, "logits"),
     ],
 )
 def test_against_a_second_writing(name, options, reference, last):
@@ -380,8 +453,16 @@ def test_against_a_second_writing(name, options, reference, last):
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(features / scale, expected / scale, atol=1e-5)
     head = variables["params"]["head"][last]
-    logits = expected.mean((1, 2)) @ head["kernel"] + head["bias"]
+    if name == "vgg":
+        means = pooled(expected, 2, 0)  # (2, 12, 12, 8)
+        edges = [(0, 2), (1, 4), (3, 6), (5, 7), (6, 9), (8, 11), (10, 12)]  # of 12 / 7 = 1.71 each, rounded outwards
+        cells = [means[:, a:b, c:d].mean((1, 2)) for a, b in edges for c, d in edges]
+        means = jnp.concatenate(cells, -1)
+    else:
+        means = expected.mean((1, 2))
+    logits = means @ head["kernel"] + head["bias"]
     scale = float(jnp.abs(logits).max())
+    assert 0 < scale < np.inf
     np.testing.assert_allclose(module.apply(variables, features, method="classify") / scale, logits / scale, atol=1e-4)
 
 

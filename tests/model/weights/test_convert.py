@@ -240,15 +240,15 @@ def test_all_mismatches_are_named_at_once():
         "of a wrong shape (2): features.norm5.weight (8,) for stage4/norm/scale (9,), "
         "features.conv0.weight (8, 3, 5, 5) for stem/conv/kernel (7, 7, 2, 8)",
         "not usable (2): features.transition1.norm.running_var has a variance below 0: -0.5, "
-        "features.transition1.conv.weight has 1 values that are not finite",
+        "features.transition1.conv.weight is not finite in 1 of 72 places",
     ]
 
 
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (np.full(9, np.inf), "has 9 values that are not finite"),
-        (np.full(9, 1e300), "has 9 values that are not finite"),
+        (np.full(9, np.inf), "is not finite in 9 of 9 places"),
+        (np.full(9, 1e300), "is not finite in 9 of 9 places"),
         (np.ones(9, np.complex64), "is of type complex64, which is no real number"),
         (np.array(["a"] * 9), "is of type <U1, which is no real number"),
     ],
@@ -354,7 +354,7 @@ def test_a_classifier_that_fits_must_be_finite():
     variables, arrays = densenet()
     arrays["classifier.weight"][0, 1] = np.nan
     assert refusal("densenet", arrays, variables)[1:] == [
-        "not usable (1): classifier.weight has 1 values that are not finite"
+        "not usable (1): classifier.weight is not finite in 1 of 27 places"
     ]
 
 
@@ -380,7 +380,9 @@ def test_vgg_keeps_the_dense_layers_that_fit():
 def test_what_is_given_is_not_changed():
     variables, arrays = densenet()
     kept = {key: array.copy() for key, array in arrays.items()}
-    convert("densenet", arrays, variables)
+    converted = convert("densenet", arrays, variables)
+    for leaf in jax.tree.leaves(converted.variables):
+        assert not any(np.shares_memory(leaf, array) for array in arrays.values())
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(variables))
     assert all((kept[key] == array).all() for key, array in arrays.items())
 
