@@ -113,7 +113,7 @@ class VGG(nn.Module):
         if self.global_pool:
             x = layers.global_average_pool(x)  # (N, 512)
         else:
-            x = layers.adaptive_average_pool(x, GRID).reshape(len(x), -1)  # (N, 25088)
+            x = layers.adaptive_average_pool(x, GRID).reshape(x.shape[0], -1)  # (N, 25088)
         return self.classifier(x, train)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
