@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 7860
 BIN := .venv/bin
 
-.PHONY: help demo space test test-all lint types clean
+.PHONY: help demo space test test-all parity lint types clean
 
 help:
 	@echo "make demo    install, prepare phantoms, train, evaluate, serve on http://localhost:$(PORT)"
@@ -11,13 +11,14 @@ help:
 	@echo "make space   serve the bundled model on http://localhost:$(PORT)"
 	@echo "make test    install the test extras; lint, types and the whole suite, but for the long tests"
 	@echo "make test-all  the long tests, too (8 minutes more), and what they cover"
+	@echo "make parity  install PyTorch (a CPU build where pip finds one); compare every architecture with it"
 
 .venv/requirements: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/requirements-test: .venv/requirements requirements-test.txt
+.venv/requirements-test: .venv/requirements requirements-test.txt requirements-export.txt requirements-smote.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@
 
@@ -51,6 +52,13 @@ test: lint types
 
 test-all: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=model --cov=jobs --cov=space --cov-report=term
+
+.venv/requirements-parity: .venv/requirements-test requirements-parity.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	touch $@
+
+parity: .venv/requirements-parity
+	$(BIN)/python -m pytest tests/parity
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -3,6 +3,35 @@
 from ml_collections import ConfigDict
 
 
+def phase(
+    epochs: int,
+    learning_rate: float,
+    trainable: str = "all",
+    layer_decay: float = 1.0,
+    schedule: str = "cosine",
+    warmup_epochs: float = 0.0,
+) -> ConfigDict:
+    """A part of the training, for config.phases: what it trains and how; all else rests. --config.phases[0].epochs=2
+
+    Args:
+      epochs: of this phase.
+      learning_rate: at the peak, of the head.
+      trainable: all | head | stage4+ (that stage and what follows it) | patterns of parameter paths, commas between.
+      layer_decay: each stage, going down from the head, has this times the learning rate of the one above it.
+      schedule: cosine | constant, both after the warm-up, over the epochs of this phase.
+      warmup_epochs: from 0 up to the peak.
+    """
+    return ConfigDict(locals())
+
+
+def train_in(config: ConfigDict, *phases: ConfigDict) -> None:
+    """Gives `config` phases; their epochs, rates and schedules take the place of its own, which go."""
+    config.phases = list(phases)
+    del config.epochs
+    for name in ("learning_rate", "schedule", "warmup_epochs"):
+        del config.optimizer[name]
+
+
 def get_config() -> ConfigDict:
     """The defaults: the CNN on the real images at 112 px."""
     config = ConfigDict()
@@ -12,6 +41,10 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # of the activations: float32 | bfloat16 (GPUs; never faster on a CPU)
     # BatchNorm over the global batch: auto (where a device's share is below 32) | true | false
     config.sync_batch_norm = "auto"
+
+    # Weights to begin with: hf://OWNER/NAME[@REVISION], a .safetensors, .pth or .pt file, a run; "" is random
+    config.init_from = ""
+    config.phases = []  # see train_in; []: everything is trained at once
 
     config.resume = True  # False refuses a workdir that holds a run
 
@@ -23,7 +56,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 112  # px, of the network's input as it is evaluated and served
     config.data.side = 1.0  # of the middle of the film that is evaluated and served, as a part of the film's
     config.data.train_size = 0  # px, of the augmented views it is trained on; 0: image_size
-    config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class)
+    config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class) | smote
     config.data.resident = "auto"  # true: on every device | false: decoded as needed | auto: true where they fit
 
     config.model = ConfigDict()
@@ -45,6 +78,8 @@ def get_config() -> ConfigDict:
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner
     config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's
+    config.objective = "supervised"  # supervised | contrastive (jobs/pretrain.py: two views of a film, no labels)
+    config.temperature = 0.2  # of the contrastive cosines
     config.mixup_alpha = 0.2  # 0: off
     config.label_smoothing = 0.05
     config.head_l2 = 0.0  # on the kernels of the head, in the loss

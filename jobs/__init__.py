@@ -25,13 +25,14 @@ class UsageError(JobError):
     """The command was typed in a way that cannot be meant."""
 
 
-def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = JobError) -> None:
+def run(main: Callable[[list[str]], int | None], *mendable: type[Exception]) -> None:
     """Runs a job: flags, then `main` with the words that are no flags.
 
-    Exit codes: 0 done (and --help), 2 a command that cannot be meant, 1 any error that `main` raises. JobError and
-    `mendable` errors are printed as one line, without a traceback.
+    Exit codes: 0 done (and --help), 2 a command that cannot be meant, 1 any error that `main` raises. JobError and the
+    `mendable` errors are printed without a traceback.
     """
     script = sys.modules["__main__"].__doc__ or ""
+    errors: tuple[type[Exception], ...] = (JobError, *mendable)
 
     def parse(argv: list[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv[1:]):
@@ -43,11 +44,14 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
             if "config" in flags.FLAGS:
                 flags.FLAGS.config.to_dict()  # a file that is not there is an error only once it is used
             return words
-        # ml_collections raises AttributeError for an unknown field and OSError for a config file that is not there.
-        except (flags.Error, AttributeError, OSError) as error:
+        # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and
+        # OSError for a config file that is not there.
+        except (flags.Error, AttributeError, IndexError, OSError) as error:
             reason: object = error
             while isinstance(reason, Exception) and reason.args and not isinstance(reason, OSError):
                 reason = reason.args[0]
+            if isinstance(error, AttributeError):
+                reason = f"no field {reason} in the config; where it has phases, --config.phases[0].epochs and the like"
             print(f"error: {' '.join(str(reason).split())}\nsee --help", file=sys.stderr)
             sys.exit(2)
 
@@ -55,7 +59,7 @@ def run(main: Callable[[list[str]], int | None], mendable: type[Exception] = Job
         logging.set_verbosity(logging.WARNING)
         try:
             sys.exit(main(argv[1:]))
-        except (JobError, mendable) as error:
+        except errors as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
         except OSError as error:

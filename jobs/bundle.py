@@ -16,7 +16,6 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_dtypes
@@ -33,8 +32,6 @@ _CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
 _LATEST = flags.DEFINE_bool("latest", False, "Take the latest step of a run, not the best; calibrate after that.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which the kernels are stored.")
-
-ATTRIBUTION = "ATTRIBUTION.md"
 
 
 def main(arguments: list[str]) -> None:
@@ -71,17 +68,13 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             stored = jax.tree.map(lambda leaf: _cast(leaf, dtype), member.variables)
             score = member.meta["score"]
             with checkpoint.Writer(folder) as writer:
-                writer.save(member.step, stored, _shared(member.meta), score=float("-inf") if score is None else score)
+                writer.save(
+                    member.step, stored, checkpoint.shared(member.meta), score=float("-inf") if score is None else score
+                )
         if calibration:  # rounded by a few thousandths they are other weights, which answer alike
             weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
             (new / FILE).write_text(dataclasses.replace(calibration, weights=weights).to_text())
-        datasets = {member.meta["dataset"]["name"]: member.meta["dataset"] for member in loaded}
-        (new / ATTRIBUTION).write_text(
-            "\n".join(
-                f"Weights trained on `{name}`, licence {dataset['license']}.\n\n{dataset['citation']}\n"
-                for name, dataset in datasets.items()
-            )
-        )
+        (new / checkpoint.ATTRIBUTION).write_text(checkpoint.attribution(member.meta for member in loaded))
         if out.exists():
             out.rename(Path(scratch) / "old")
         new.rename(out)
@@ -96,14 +89,8 @@ def _is_ours(entry: Path) -> bool:
     return (
         entry.name.isdigit()
         or entry.name.startswith(checkpoint.MEMBER)
-        or entry.name in (FILE, ATTRIBUTION, cards.FILE)
+        or entry.name in (FILE, checkpoint.ATTRIBUTION, cards.FILE)
     )
-
-
-def _shared(meta: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says of itself, but for where the data lay on the machine that trained it."""
-    config = meta["config"]
-    return meta | {"config": config | {"data": {key: config["data"][key] for key in config["data"] if key != "dir"}}}
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

@@ -30,6 +30,7 @@ from jobs import JobError, run
 from jobs.training import crossval
 from jobs.training.runs import train_all
 from model.checkpoint import CheckpointError
+from model.weights import WeightsError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the members live; runs/crossval-CONFIG where none is given.")
@@ -56,4 +57,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, CheckpointError)
+    run(main, CheckpointError, WeightsError)

@@ -9,6 +9,7 @@ with the model's assumptions, and scaling.png.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -99,11 +100,13 @@ def measure(config: ConfigDict, devices: Sequence[jax.Device]) -> dict[str, floa
     layout = steps.layout(devices)
     taken, states = {}, {}
     for kind in KINDS:
-        made = config.copy_and_resolve_references()
+        made = copy.deepcopy(config)
         made.sync_batch_norm = "true" if kind.endswith("SyncBN") else "false"
         compiled = compile_steps(made, labels, devices, collectives=kind != "no collectives")
-        taken[kind] = steps.make_idle_step(devices) if kind == "idle" else compiled.train_step
-        states[kind] = steps.replicate(compiled.state, devices)
+        last = compiled.phases[-1]  # which trains the most
+        taken[kind] = steps.make_idle_step(devices) if kind == "idle" else last.train_step
+        state = compiled.state.replace(opt_state=last.begin(compiled.state.params))
+        states[kind] = steps.replicate(state, devices)
     indices = layout.share(compiled.order.batch(0))
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(ROUNDS + 1):

@@ -5,8 +5,12 @@
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn
     python jobs/train.py --config configs/cnn.py --workdir runs/short --config.epochs=3 --config.mixup_alpha=0
 
-Any field of configs/base.py can be set with --config.FIELD=VALUE. WORKDIR receives the checkpoints (the latest two and
-the best), log.jsonl with one object an epoch, TensorBoard events, config.json and curves.png.
+    python jobs/train.py --config configs/resnet.py --workdir runs/resnet --config.init_from=model.safetensors
+
+Any field of configs/base.py can be set with --config.FIELD=VALUE, and those of phases: --config.phases[0].epochs=2. A
+run may begin with weights from elsewhere (--config.init_from: hf://OWNER/NAME, a .safetensors or .pth file, a run).
+WORKDIR receives the checkpoints (the latest two and the best), log.jsonl with one object an epoch, TensorBoard events,
+config.json and curves.png.
 
 Running the same command again goes on where the run stopped, on however many devices and processes there are now.
 Ctrl-C or SIGTERM finishes the step, saves and exits with 0 (or --stopped_exit_code); a second one stops at once.
@@ -33,6 +37,7 @@ from jobs import run
 from jobs.training import processes
 from jobs.training.loop import train
 from model.checkpoint import CheckpointError
+from model.weights import WeightsError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives, such as runs/cnn.", required=True)
@@ -54,4 +59,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main, CheckpointError)
+    run(main, CheckpointError, WeightsError)

@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ from orbax.checkpoint import checkpoint_managers
 FORMAT = 1
 ITEMS = ("variables", "train", "meta")
 MEMBER = "member-"  # and a number: the folders of an ensemble
+ATTRIBUTION = "ATTRIBUTION.md"  # of a bundle: whose data it was trained on
 Tree = TypeVar("Tree")
 
 
@@ -97,6 +98,21 @@ def json_digest(values: Mapping[str, Any]) -> str:
 def weights_digest(meta: Mapping[str, Any]) -> str:
     """What tells the weights that are served from any others: the same in a run and in a bundle of it."""
     return json_digest({name: entry for name, entry in meta["arrays"].items() if name.startswith("variables/")})
+
+
+def shared(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself, but for where the data lay on the machine that trained it."""
+    config = meta["config"]
+    return {**meta, "config": config | {"data": {key: config["data"][key] for key in config["data"] if key != "dir"}}}
+
+
+def attribution(metas: Iterable[Mapping[str, Any]]) -> str:
+    """On what data the weights of some checkpoints were trained, under which licence, by whose work: the text of it."""
+    datasets = {meta["dataset"]["name"]: meta["dataset"] for meta in metas}
+    return "\n".join(
+        f"Weights trained on `{name}`, licence {dataset['license']}.\n\n{dataset['citation']}\n"
+        for name, dataset in datasets.items()
+    )
 
 
 class Writer:

@@ -6,7 +6,7 @@ Parameter paths: `stem/{conv,norm}`, `stage<i>/block<j>/{conv1,norm1,conv2,norm2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def norm(name: str, **kwargs) -> nn.BatchNorm:
+        def norm(name: str, **kwargs) -> Callable[[jax.Array], jax.Array]:
             return layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=name, **kwargs)
 
         y = layers.convolution(self.filters, 3, dtype=self.dtype, name="conv1")(x)

@@ -18,7 +18,7 @@ The first one acts on the film and a plane of ones (layers.film_and_ones), torch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def norm(name: str) -> nn.BatchNorm:
+        def norm(name: str) -> Callable[[jax.Array], jax.Array]:
             return layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=name)
 
         y = layers.convolution(4 * self.growth, 1, dtype=self.dtype, name="conv1")(nn.relu(norm("norm1")(x)))

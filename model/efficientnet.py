@@ -25,7 +25,7 @@ plane of ones (layers.film_and_ones), timm's on three colours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def norm(name: str) -> nn.BatchNorm:
+        def norm(name: str) -> Callable[[jax.Array], jax.Array]:
             return layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=name)
 
         y, channels = x, x.shape[-1]

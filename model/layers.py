@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import flax.linen as nn
 import jax
@@ -99,18 +100,28 @@ def convolution(
     )
 
 
-def batch_norm(train: bool, axis_name: str | None, **kwargs) -> nn.BatchNorm:
+def batch_norm(train: bool, axis_name: str | None, **kwargs) -> functools.partial[jax.Array]:
     """BatchNorm over the device's share, or over the whole global batch where `axis_name` is given (SyncBN).
 
-    Statistics and the averages over them are float32 whatever the activations are.
+    Statistics and the averages over them are float32 whatever the activations are. Whether they are used or made is
+    said in the call, where `norms_frozen` can have its word.
     """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name if train else None,
-        **kwargs,
-    )
+    norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name if train else None, **kwargs)
+    return functools.partial(norm, use_running_average=not train)
+
+
+def norms_frozen(paths: Container[str]) -> contextlib.AbstractContextManager[None]:
+    """Within it the BatchNorm layers at `paths`, such as "stem/norm", work as in inference, even in training.
+
+    Leaving parameters as they are does not freeze BatchNorm: its averages would go on moving.
+    """
+
+    def in_inference(call, args, kwargs, context):
+        if isinstance(context.module, nn.BatchNorm) and "/".join(context.module.path) in paths:
+            kwargs = kwargs | {"use_running_average": True}
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(in_inference)
 
 
 class Dropout(nn.Module):

@@ -71,6 +71,11 @@ class Predictor:
     def __init__(self, loaded: Sequence[checkpoint.Checkpoint], calibration: Calibration | None = None):
         self.metas = [member.meta for member in loaded]
         self.meta, self.calibration = self.metas[0], calibration
+        if any(meta.get("config", {}).get("objective") == "contrastive" for meta in self.metas):
+            raise checkpoint.CheckpointError(
+                "this is a backbone that was trained without labels and has no classifier; train one from it: "
+                "python jobs/train.py --config configs/cnn.py --config.init_from=THIS --workdir runs/cnn"
+            )
         for what, wanted, of in (
             ("order of classes", list(CLASSES), lambda meta: meta.get("classes")),
             ("storage size", self.meta["storage_size"], lambda meta: meta.get("storage_size")),

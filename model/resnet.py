@@ -18,7 +18,7 @@ The first one acts on the film and a plane of ones (layers.film_and_ones), torch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -53,7 +53,7 @@ class Bottleneck(nn.Module):
         def conv(filters: int, kernel_px: int, name: str, stride: int = 1) -> nn.Module:
             return layers.convolution(filters, kernel_px, stride=stride, dtype=self.dtype, name=name)
 
-        def norm(name: str, **kwargs) -> nn.BatchNorm:
+        def norm(name: str, **kwargs) -> Callable[[jax.Array], jax.Array]:
             return layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=name, **kwargs)
 
         y = nn.relu(norm("norm1")(conv(self.filters, 1, "conv1")(x)))

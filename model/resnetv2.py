@@ -17,7 +17,7 @@ The first one acts on the film and a plane of ones (layers.film_and_ones), timm'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
         def conv(filters: int, kernel_px: int, name: str, stride: int = 1) -> nn.Module:
             return layers.convolution(filters, kernel_px, stride=stride, dtype=self.dtype, name=name)
 
-        def norm(name: str) -> nn.BatchNorm:
+        def norm(name: str) -> Callable[[jax.Array], jax.Array]:
             return layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=name)
 
         active = nn.relu(norm("norm1")(x))

@@ -28,10 +28,11 @@ GRID = 7  # the side that the dense layers of the paper see, at any image size
 
 
 class Stage(nn.Module):
-    """`convolutions` 3x3 convolutions, each with ReLU: (N, H, W, C) -> (N, H, W, filters)."""
+    """`convolutions` 3x3 convolutions, each with ReLU: (N, H, W, C) -> (N, H/s, W/s, filters)."""
 
     filters: int
     convolutions: int
+    stride: int  # of the first
     batch_norm: bool
     axis_name: str | None
     dtype: jnp.dtype
@@ -39,7 +40,10 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for index in range(1, self.convolutions + 1):
-            x = layers.convolution(self.filters, 3, use_bias=True, dtype=self.dtype, name=f"conv{index}")(x)
+            stride = self.stride if index == 1 else 1
+            x = layers.convolution(
+                self.filters, 3, stride=stride, use_bias=True, dtype=self.dtype, name=f"conv{index}"
+            )(x)
             if self.batch_norm:
                 x = layers.batch_norm(train, self.axis_name, dtype=self.dtype, name=f"norm{index}")(x)
             x = nn.relu(x)
@@ -52,6 +56,7 @@ class VGG(nn.Module):
     Attributes:
       convolutions: in each stage; between stages the maximum over 2 x 2 px halves the side.
       filters: channels of each stage.
+      strided: whether the first convolution of every stage halves the side, in place of the maximum.
       batch_norm: whether BatchNorm follows each convolution.
       head: widths of the dense layers before the logits, each with ReLU and dropout.
       dropout: rate after each of them, in [0, 1).
@@ -66,6 +71,7 @@ class VGG(nn.Module):
 
     convolutions: Sequence[int] = (2, 2, 3, 3, 3)
     filters: Sequence[int] = (64, 128, 256, 512, 512)
+    strided: bool = False
     batch_norm: bool = False
     head: Sequence[int] = (4096, 4096)
     dropout: float = 0.5
@@ -81,7 +87,15 @@ class VGG(nn.Module):
     def setup(self) -> None:
         norm_axis = self.axis_name if self.sync_batch_norm else None
         self.stages = [
-            Stage(filters, convolutions, self.batch_norm, norm_axis, self.dtype, name=f"stage{index + 1}")
+            Stage(
+                filters,
+                convolutions,
+                2 if self.strided else 1,
+                self.batch_norm,
+                norm_axis,
+                self.dtype,
+                name=f"stage{index + 1}",
+            )
             for index, (filters, convolutions) in enumerate(zip(self.filters, self.convolutions, strict=True))
         ]
         self.classifier = layers.Head(self.head, self.dropout, self.axis_name, norm_axis, batch_norm=False, name="head")
@@ -90,12 +104,12 @@ class VGG(nn.Module):
         """(N, H, W, 1) float32 -> (N, H/16, W/16, 512), the last activations before the last max-pool."""
         x = layers.film_and_ones(images).astype(self.dtype)
         for index, stage in enumerate(self.stages):
-            x = stage(x if index == 0 else layers.max_pool_2x2(x), train)
+            x = stage(x if index == 0 or self.strided else layers.max_pool_2x2(x), train)
         return x
 
     def classify(self, features: jax.Array, train: bool = False) -> jax.Array:
         """(N, h, w, 512) -> (N, 3) logits."""
-        x = layers.max_pool_2x2(features)
+        x = features if self.strided else layers.max_pool_2x2(features)
         if self.global_pool:
             x = layers.global_average_pool(x)  # (N, 512)
         else:

@@ -99,6 +99,25 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _origin(origin: dict[str, Any]) -> str:
+    """Where the first weights of a network came from."""
+    which = origin.get("commit") or origin.get("sha256") or f"step {origin['step']}, {origin['weights_digest']}"
+    return f"`{origin['from']}` ({which})"
+
+
+def _phases(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a checkpoint's config, or the one that it is."""
+    return config.get("phases") or [config["optimizer"] | {"epochs": config["epochs"], "trainable": "all"}]
+
+
+def _schedule(config: dict[str, Any]) -> str:
+    return ", then ".join(
+        f"peak learning rate {phase['learning_rate']:g}, {phase['schedule']} schedule over {phase['epochs']} epochs"
+        + (f" of {phase['trainable']}" if config.get("phases") else "")
+        for phase in _phases(config)
+    )
+
+
 def _details(predictor: Predictor) -> str:
     rows = [["member", "architecture", "parameters", "input", "epochs", "seed", "weights"]]
     for number_of, (meta, digest) in enumerate(zip(predictor.metas, predictor.weights, strict=True), 1):
@@ -118,8 +137,10 @@ def _details(predictor: Predictor) -> str:
     told = [markdown(rows)]
     if len(predictor.metas) > 1:
         told.append("The answer is the mean of the members' probabilities, calibrated.")
+    origins = sorted({_origin(meta["origin"]) for meta in predictor.metas if meta.get("origin")})
+    begun = f"begun with {' and with '.join(origins)}" if origins else "trained from scratch, without other data"
     told.append(
-        "Convolutional networks trained from scratch, without other data. Code: Apache-2.0. Weights: trained on "
+        f"Convolutional networks {begun}. Code: Apache-2.0. Weights: trained on "
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "
         "The whole configuration is in the checkpoint's `meta`."
     )
@@ -129,13 +150,12 @@ def _details(predictor: Predictor) -> str:
     changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
     balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
     told.append(
-        f"Training: {config['optimizer']['name']}, peak learning rate {config['optimizer']['learning_rate']:g}, "
-        f"{config['optimizer']['schedule']} schedule over {config['epochs']} epochs of {config['global_batch_size']} "
+        f"Training: {config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
         f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
         f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
         f"random changes of every film: {', '.join(changes) or 'none'}. "
     )
-    last = predictor.meta["epoch"] == config["epochs"]
+    last = predictor.meta["epoch"] == sum(phase["epochs"] for phase in _phases(config))
     told[-1] += "The last epoch is kept." if last else f"The epoch with the best {config['select']['metric']} is kept."
     prior = ""
     if calibration.facts["prior"] is not None:

@@ -300,7 +300,7 @@ def map_methods(found: Mapping[str, Any], path: Path) -> None:
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], best: int, path: Path) -> None:
-    """Loss, figures and learning rate by epoch.
+    """Loss, figures and learning rate by epoch, and where a phase of the training begins.
 
     Args:
       history: the rows of log.jsonl.
@@ -330,6 +330,9 @@ def learning_curves(history: Sequence[Mapping[str, Any]], best: int, path: Path)
             if not np.isnan(values).all():
                 axes.plot(epochs, values, color=colour, label=label, marker="." if len(epochs) < 3 else None)
         axes.axvline(best, color="gray", linestyle=":", linewidth=1, label=f"best, epoch {best}")
+        for before, row in itertools.pairwise(history):
+            if row.get("phase") != before.get("phase"):
+                axes.axvline(before["epoch"] + 0.5, color="0.8", linewidth=1, label=f"phase {row['phase']} begins")
         axes.set(title=title, xlabel="epoch")
         axes.title.set_fontsize(10)
         axes.legend(fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from rich.progress import track
 from jobs import UsageError, whole
 from jobs.datasets import films
 from jobs.evaluation import intervals, metrics, predictions, tables
-from jobs.training.plan import FIGURES
+from jobs.training.plan import FIGURES, plain
 from jobs.training.runs import Run
 from model.checkpoint import MEMBER
 from model.predictor import Predictor
@@ -37,7 +38,7 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
     members = []
     for number in range(folds * seeds):
         seed, fold = divmod(number, folds)
-        changed = config.copy_and_resolve_references()
+        changed = copy.deepcopy(config)
         changed.update_from_flattened_dict({"seed": config.seed + seed, "data.folds": folds, "data.fold": fold})
         name = f"{MEMBER}{number + 1}"
         members.append(Run(f"{name}, fold {fold} of {folds}, seed {changed.seed}", workdir / name, changed))
@@ -86,7 +87,7 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
     truth, pooled = np.concatenate(labels), np.concatenate(probabilities)
     measured = {
         "dataset": {key: held_out.facts[key] for key in ("name", "fingerprint")},
-        "config": config.to_dict(),  # of the first member
+        "config": plain(config),  # of the first member
         "patients": len(set(patients)),
         "members": rows,
         "mean": _over(rows, statistics.fmean),

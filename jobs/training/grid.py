@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import csv
 import difflib
 import itertools
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from jobs import UsageError, whole
 from jobs.evaluation import tables
 from jobs.training.loop import score
-from jobs.training.plan import FIGURES, flatten
+from jobs.training.plan import FIGURES, flatten, plain
 from jobs.training.runs import Run, seconds
 from model import checkpoint
 
@@ -51,7 +53,7 @@ def parse(grid: str, config: ConfigDict) -> dict[str, list[Any]]:
     Raises:
       UsageError: a field that there is not or that could be several, or a value that is not of its type.
     """
-    fields = flatten(config.to_dict())
+    fields = flatten(plain(config))
     parsed: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in grid.split(";"))):
         name, _, texts = part.partition("=")
@@ -116,8 +118,9 @@ def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -
     cells = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(values)
+        changed = copy.deepcopy(config)
+        for field, value in values.items():
+            config_path.set_value(field, changed, value)
         name = ",".join(f"{field}={_text(values[field])}" for field in sorted(values))
         folder = urllib.parse.quote(name, safe="=,.+-()")  # a value may be a path
         cells.append(Cell(values, Run(name, workdir / folder, changed)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -14,25 +16,31 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.special import softmax
 from tensorboardX import SummaryWriter
 
-from jobs import JobError, whole
+from jobs import JobError, UsageError, whole
 from jobs.datasets import films
 from jobs.evaluation import metrics, plots
 from jobs.training import optim, steps
 from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
 from jobs.training.lock import locked
-from jobs.training.plan import FIGURES, check, compile_steps, flatten
+from jobs.training.oversampling import smote
+from jobs.training.plan import FIGURES, Compiled, Phase, check, compile_steps, epochs, flatten, phases, plain
 from jobs.training.processes import StopSignal
 from model import checkpoint
 from model.labels import CLASSES
+from model.weights.fill import fill
+from model.weights.source import Source, read
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
-BEFORE = {"data.folds": 0, "data.fold": 0}  # what runs did that were begun before there was such a field
+# What runs did that were begun before there was such a field.
+BEFORE = {"data.folds": 0, "data.fold": 0, "init_from": "", "phases": []}
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
@@ -84,12 +92,11 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
     if not checkpoint.steps(workdir):
         return False
     meta = checkpoint.load(workdir, "latest").meta
-    scores = [score(row, config.select) for row in meta["history"]]
     return (
         not _changes(config, meta)
         and meta["dataset"]["fingerprint"] == films.facts(Path(config.data.dir), config.data.dataset)["fingerprint"]
         and not meta["losses"]
-        and (len(scores) >= config.epochs or _stalled(scores, config.early_stopping_epochs))
+        and _ended([score(row, config.select) for row in meta["history"]], config)
     )
 
 
@@ -97,11 +104,11 @@ def _train(
     config: ConfigDict, workdir: Path, devices: Sequence[jax.Device], console: Console, signalled: StopSignal
 ) -> bool:
     main = jax.process_index() == 0
+    # First of all: what cannot be had is to be said at once.
+    source = read(config.init_from) if config.init_from and not checkpoint.steps(workdir) else None
     training, validation, resident = _read(config, devices)
-    order, learning_rate, state, train_step, eval_step, synced = compile_steps(
-        config, training.labels, devices, resident
-    )
-    state, history, losses = _resume(config, workdir, training.facts, state, console)
+    compiled = compile_steps(config, training.labels, devices, resident)
+    state, history, losses, origin = _begin(config, workdir, training.facts, compiled, source, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
@@ -110,21 +117,21 @@ def _train(
         f"{len(training.labels)} films to train on, {len(validation.labels)} held out, "
         f"{'resident' if resident else 'streamed'}; "
         f"{processes}{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
-        f"{', SyncBN' if synced and len(devices) > 1 else ''}",
+        f"{', SyncBN' if compiled.synced and len(devices) > 1 else ''}",
         soft_wrap=True,
     )
     if history or losses:
         into = f" and {len(losses)} steps" if losses else ""
-        console.print(f"going on after epoch {len(history)} of {config.epochs}{into}")
+        console.print(f"going on after epoch {len(history)} of {epochs(config)}{into}")
 
     state = steps.replicate(state, devices)
     feed = _feed(training, devices, resident, workers())
     evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
-    epoch_steps = order.steps_per_epoch
-    end = config.epochs * epoch_steps
-    batches = feed(Batches(order, len(history) * epoch_steps + len(losses), end))
+    epoch_steps = compiled.order.steps_per_epoch
+    end = epochs(config) * epoch_steps
+    batches = feed(Batches(compiled.order, len(history) * epoch_steps + len(losses), end))
     scores = [score(row, config.select) for row in history]
-    stopped = False
+    stopped, told = False, None
     with (
         checkpoint.Writer(workdir) as writer,
         _Journal(config, workdir, history, console) if main else contextlib.nullcontext() as journal,
@@ -132,14 +139,22 @@ def _train(
         contextlib.closing(batches),
     ):
         task = bar.add_task("", total=end, completed=len(history) * epoch_steps + len(losses), speed="")
-        while not stopped and len(history) < config.epochs and not _stalled(scores, config.early_stopping_epochs):
+        while not stopped and not _ended(scores, config):
             started, first, begun = time.monotonic(), len(history) * epoch_steps, len(losses)
-            scale = optim.plateau_scale(scores, config.optimizer.plateau_factor, config.optimizer.plateau_patience)
+            phase = _phase(compiled.phases, len(history))
+            if len(history) == phase.first_epoch and not losses:
+                state = state.replace(opt_state=steps.replicate(phase.begin(jax.device_get(state.params)), devices))
+            if len(compiled.phases) > 1 and phase is not told:
+                console.print(_announcement(phase, compiled.phases, state.params), soft_wrap=True)
+                told = phase
+            scale = optim.plateau_scale(
+                scores[phase.first_epoch :], config.optimizer.plateau_factor, config.optimizer.plateau_patience
+            )
             state = state.replace(opt_state=optim.set_plateau_scale(state.opt_state, np.float32(scale)))
 
             def advance(done: int, first: int = first, started: float = started, begun: int = begun) -> None:
                 speed = (done - begun) * config.global_batch_size / (time.monotonic() - started)
-                epoch = f"epoch {first // epoch_steps + 1}/{config.epochs}"
+                epoch = f"epoch {first // epoch_steps + 1}/{epochs(config)}"
                 bar.update(task, completed=first + done, description=epoch, speed=f"{speed:.0f} images/s")
 
             def stop(taken: int, first: int = first) -> bool:
@@ -148,12 +163,15 @@ def _train(
                 return signalled.name is not None if alone else writer.reached_preemption(first + taken)
 
             patience = max(1, config.max_skipped_steps - epoch_steps * _epochs_skipped(history, epoch_steps))
-            state, stopped = _epoch(train_step, state, batches, losses, epoch_steps, patience, advance, stop)
+            state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, patience, advance, stop)
             if len(losses) == epoch_steps:
                 speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
-                probabilities = evaluate(
-                    eval_step, state.ema, evaluation_feed, len(validation.labels), config.global_batch_size
-                )
+                ask = functools.partial(answers, compiled.eval_step, state.ema, batch_size=config.global_batch_size)
+                held_out = ask(evaluation_feed, len(validation.labels))
+                if config.objective == "contrastive":
+                    probabilities = nearest(ask(feed, len(training.labels)), training.labels, held_out)
+                else:
+                    probabilities = softmax(held_out, axis=1)
                 measured = metrics.score(validation.labels, probabilities)
                 skipped = int(np.isnan(losses).sum())
                 history.append(
@@ -162,7 +180,11 @@ def _train(
                         "step": int(state.step),
                         "train_loss": float(np.nanmean(losses)) if skipped < epoch_steps else math.nan,
                         **{name: figure(measured) for name, figure in FIGURES.items()},
-                        "learning_rate": float(learning_rate(int(state.step) - 1)) * scale,
+                        "phase": compiled.phases.index(phase) + 1,
+                        "learning_rate": float(
+                            phase.learning_rate(int(state.step) - 1 - phase.first_epoch * epoch_steps)
+                        )
+                        * scale,
                         "skipped_steps": skipped,
                         "images_per_second": round(speed, 1),
                         "seconds": round(time.monotonic() - started, 2),
@@ -173,7 +195,7 @@ def _train(
             writer.save(
                 int(state.step),
                 state.ema,
-                _meta(config, training.facts, history, losses),
+                _meta(config, training.facts, history, losses, origin),
                 train={"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state},
                 # Only whole epochs were evaluated; any other step is there to go on from.
                 score=-math.inf if losses else scores[-1],
@@ -187,13 +209,19 @@ def _train(
             soft_wrap=True,
         )
         return False
-    if _stalled(scores, config.early_stopping_epochs):
+    if len(history) < epochs(config):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
     best = history[int(np.argmax(scores))]
+    if config.objective == "contrastive":
+        then = f"python jobs/train.py --config configs/cnn.py --config.init_from={workdir} --workdir {workdir}_tuned"
+    else:
+        then = (
+            f"python jobs/evaluate.py --checkpoint {workdir} --split validation --data_dir {config.data.dir} "
+            f"--out {workdir / 'report'}"
+        )
     console.print(
         f"best: epoch {best['epoch']}, {config.select.metric} {best[config.select.metric]:.4f}; "
-        f"curves in {workdir / 'curves.png'}\nnext: python jobs/evaluate.py --checkpoint {workdir} "
-        f"--split validation --data_dir {config.data.dir} --out {workdir / 'report'}",
+        f"curves in {workdir / 'curves.png'}\nnext: {then}",
         soft_wrap=True,
     )
     return True
@@ -203,10 +231,10 @@ class _Journal:
     """What a run tells people: config.json, log.jsonl, TensorBoard events, curves.png, and a line an epoch."""
 
     def __init__(self, config: ConfigDict, workdir: Path, history: list[dict[str, Any]], console: Console):
-        self._epochs, self._workdir, self._console = config.epochs, workdir, console
+        self._epochs, self._workdir, self._console = epochs(config), workdir, console
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
         with whole(workdir / "config.json") as path:
-            path.write_text(json.dumps(config.to_dict(), indent=1))
+            path.write_text(json.dumps(plain(config), indent=1))
         self._write_log(history)  # a run that was killed may have logged more than it had saved
 
     def __enter__(self) -> _Journal:
@@ -246,6 +274,11 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
         absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
         if absent:
             raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; prepare it again")
+    if config.data.balance == "smote":
+        if not resident:
+            raise UsageError("SMOTE makes films up, which no file holds; it needs --config.data.resident=true")
+        images, labels = smote(training.images, training.labels, config.seed)
+        training = dataclasses.replace(training, images=images, labels=labels)
     return training, validation, resident
 
 
@@ -294,23 +327,50 @@ def _epoch(
     return state, stopped
 
 
-def evaluate(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, batch_size: int) -> np.ndarray:
-    """Probabilities (count, 3) of a split, every film exactly once."""
+def answers(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, batch_size: int) -> np.ndarray:
+    """(count, K) of a split, every film exactly once."""
     batches = evaluation_batches(count, batch_size)
-    fed = feed([indices for indices, _ in batches])
-    answers = [np.asarray(eval_step(variables, *batch)).reshape(-1, len(CLASSES)) for batch in fed]
-    logits = np.concatenate([answer[real] for answer, (_, real) in zip(answers, batches, strict=True)]).astype(float)
-    assert len(logits) == count, f"{len(logits)} answers for {count} films"
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    given = [np.asarray(eval_step(variables, *batch)) for batch in feed([indices for indices, _ in batches])]
+    flat = [answer.reshape(-1, answer.shape[-1]) for answer in given]
+    kept = np.concatenate([answer[real] for answer, (_, real) in zip(flat, batches, strict=True)]).astype(float)
+    assert len(kept) == count, f"{len(kept)} answers for {count} films"
+    return kept
 
 
-def _resume(
-    config: ConfigDict, workdir: Path, facts: dict[str, Any], state: steps.State, console: Console
-) -> tuple[steps.State, list[dict[str, Any]], list[float]]:
-    """The state, the log and the losses of the epoch begun, of the newest whole checkpoint or of a new run."""
+def nearest(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Probabilities (N, 3) by the nearest neighbours in features: Wu et al. 2018, section 3.4, with theirs of .07.
+
+    Args:
+      known: (M, C), of films whose labels are known.
+      labels: (M,), all classes among them.
+      features: (N, C).
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    vote = KNeighborsClassifier(min(20, len(labels)), metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
+    return 0.97 * vote.fit(known, labels).predict_proba(features) + 0.03 / len(CLASSES)  # none is impossible
+
+
+def _begin(
+    config: ConfigDict,
+    workdir: Path,
+    facts: dict[str, Any],
+    compiled: Compiled,
+    source: Source | None,
+    console: Console,
+) -> tuple[steps.State, list[dict[str, Any]], list[float], dict[str, Any] | None]:
+    """What the newest whole checkpoint holds, or what a new run begins with.
+
+    Returns:
+      The state, the log, the losses of the epoch begun, and where the first weights came from.
+    """
+    state = compiled.state
     if not checkpoint.steps(workdir):
-        return state, [], []
+        if not source:
+            return state, [], [], None
+        variables, origin = fill(source, config.model.architecture, state.variables)
+        console.print(_provenance(origin), soft_wrap=True)
+        return steps.create_state(variables, compiled.phases[0].begin(variables["params"])), [], [], origin
     if not config.resume:
         raise JobError(
             f"{workdir} holds a run, and config.resume is False; give another --workdir, or leave out --config.resume"
@@ -322,7 +382,8 @@ def _resume(
             console.print(f"a damaged checkpoint was moved to {damaged}", soft_wrap=True)
     _wait_for_all("set aside")
     changed = _changes(config, loaded.meta)
-    refused = [change for name, change in changed.items() if name not in MAY_CHANGE]
+    may_change = {*MAY_CHANGE, f"phases[{len(config.phases) - 1}].epochs"}
+    refused = [change for name, change in changed.items() if name not in may_change]
     if refused:
         raise JobError(
             f"{workdir} holds a run of another config ({'; '.join(refused)}); give another --workdir, or the old values"
@@ -339,22 +400,30 @@ def _resume(
         "ema": state.ema,
         "params": state.params,
         "batch_stats": state.batch_stats,
-        "opt_state": state.opt_state,
+        # A checkpoint at the end of a phase holds what that phase had.
+        "opt_state": _phase(compiled.phases, (loaded.step - 1) // compiled.order.steps_per_epoch).begin(state.params),
     }
     state = state.replace(step=np.int32(loaded.step), **checkpoint.from_arrays(like, stored))
     losses = [math.nan if loss is None else loss for loss in loaded.meta["losses"]]
-    return state, loaded.meta["history"], losses
+    return state, loaded.meta["history"], losses, loaded.meta.get("origin")
 
 
 def _changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
-    new = flatten(json.loads(json.dumps(config.to_dict())))  # tuples as lists
-    old = BEFORE | flatten(meta["config"])
-    return {
-        name: f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
+    new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
+    old = flatten(meta["config"])
+    pairs = {name: (old.get(name, BEFORE.get(name)), new.get(name)) for name in sorted(old.keys() | new.keys())}
+    return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}
+
+
+def _provenance(origin: dict[str, Any]) -> str:
+    """What a person is told of the weights that a run begins with."""
+    which = f"commit {origin['commit']}" if "commit" in origin else f"step {origin['step']}" if "step" in origin else ""
+    size = f"{origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256'][:12]}" if "bytes" in origin else ""
+    known = ", ".join(filter(None, [which, size]))
+    new = f"; new: {', '.join(origin['new'])}" if origin["new"] else ""
+    left_out = f"; left out: {', '.join(origin['left_out'])}" if origin["left_out"] else ""
+    return f"begins with {origin['from']} ({known}){new}{left_out}"
 
 
 def _wait_for_all(name: str) -> None:
@@ -375,15 +444,30 @@ def score(row: dict[str, Any], select: ConfigDict) -> float:
     return -value if select.mode == "min" else value
 
 
-def _stalled(scores: list[float], patience: int) -> bool:
-    """Whether the best epoch is `patience` epochs old; never, where that is 0."""
-    return bool(patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
+def _ended(scores: list[float], config: ConfigDict) -> bool:
+    """Whether all epochs are done, or the best one of the last phase is as old as the early stop has patience."""
+    last = scores[epochs(config) - phases(config)[-1].epochs :]
+    patience = config.early_stopping_epochs
+    stalled = bool(patience and last) and len(last) - 1 - int(np.argmax(last)) >= patience
+    return stalled or len(scores) >= epochs(config)
+
+
+def _phase(planned: Sequence[Phase], epoch: int) -> Phase:
+    """The one that an epoch, from 0, belongs to."""
+    return next(phase for phase in planned if epoch < phase.end_epoch)
 
 
 def _meta(
-    config: ConfigDict, facts: dict[str, Any], history: list[dict[str, Any]], losses: list[float]
+    config: ConfigDict,
+    facts: dict[str, Any],
+    history: list[dict[str, Any]],
+    losses: list[float],
+    origin: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself; `losses` are those of an epoch begun, None where a step was skipped."""
+    """What a checkpoint says of itself.
+
+    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from.
+    """
     packages = ("pneumoscope", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "architecture": config.model.architecture,
@@ -392,14 +476,24 @@ def _meta(
         "image_size": config.data.image_size,
         "side": config.data.side,
         "storage_size": facts["storage_size"],
-        "config": config.to_dict(),
+        "config": plain(config),
         "dataset": facts,
         "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)} if history else {},
+        "origin": origin,
         "epoch": len(history),
         "history": history,
         "losses": [None if math.isnan(loss) else loss for loss in losses],
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _announcement(phase: Phase, planned: Sequence[Phase], params: Any) -> str:
+    sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
+    count = sum(sizes[path] for path in phase.trained)
+    return (
+        f"phase {planned.index(phase) + 1} of {len(planned)}, {phase.epochs} epochs: trains {phase.trainable}, "
+        f"{count:,} of {sum(sizes.values()):,} parameters"
+    )
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ def schedule(
     """
     if warmup_steps >= total_steps:
         raise UsageError(
-            f"a warm-up of {warmup_steps} steps leaves nothing of a run of {total_steps}; "
-            "lower --config.optimizer.warmup_epochs or raise --config.epochs"
+            f"a warm-up of {warmup_steps} steps leaves nothing of a run or phase of {total_steps}; lower warmup_epochs "
+            "or raise epochs"
         )
     if kind == "cosine":
         return optax.warmup_cosine_decay_schedule(
@@ -45,7 +46,12 @@ def schedule(
 
 
 def build(
-    name: str, learning_rate: optax.Schedule, momentum: float, weight_decay: float, clip_norm: float
+    name: str,
+    learning_rate: optax.Schedule,
+    momentum: float,
+    weight_decay: float,
+    clip_norm: float,
+    rate_factors: Any = None,
 ) -> optax.GradientTransformation:
     """An optimizer whose updates `reduce_on_plateau` can scale between epochs.
 
@@ -55,6 +61,7 @@ def build(
       momentum: of sgd, in [0, 1).
       weight_decay: times the learning rate is taken from every kernel at each step, for sgd too.
       clip_norm: bound on the global norm of the gradient; 0 turns clipping off.
+      rate_factors: a tree of what the learning rate of each parameter is multiplied by; None: all have the same.
 
     Raises:
       UsageError: unknown name.
@@ -68,6 +75,9 @@ def build(
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate),
         optax.inject_hyperparams(lambda plateau_scale: optax.scale(plateau_scale))(plateau_scale=1.0),
+        optax.stateless(lambda updates, _: jax.tree.map(operator.mul, updates, rate_factors))
+        if rate_factors is not None
+        else optax.identity(),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jobs import UsageError
-from jobs.training import optim, steps
+from jobs.training import objectives, optim, steps, trainable
 from jobs.training.data import Order
 from model import registry
 from model.labels import CLASSES
@@ -36,6 +38,10 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
 BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "epochs": (1, math.inf),
+    "phases.epochs": (1, math.inf),
+    "phases.learning_rate": (0, 1000),
+    "phases.layer_decay": (0.01, 1),
+    "phases.warmup_epochs": (0, math.inf),
     "global_batch_size": (1, math.inf),
     "data.folds": (0, math.inf),
     "data.fold": (0, math.inf),
@@ -56,6 +62,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "augment.noise": (0, 1),
     "augment.erase_probability": (0, 1),
     "augment.erase_side": (0, 1),
+    "temperature": (0.01, 10),
     "mixup_alpha": (0, 100),
     "label_smoothing": (0, 0.999),
     "head_l2": (0, math.inf),
@@ -72,15 +79,42 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
+class Phase(NamedTuple):
+    """A part of the training that moves some of the parameters."""
+
+    first_epoch: int  # from 0
+    epochs: int
+    trainable: str  # as the config says it
+    trained: frozenset[str]  # paths of parameters
+    learning_rate: optax.Schedule  # by step of the phase
+    begin: Callable[[Any], optax.OptState]  # params -> the optimizer state before the first step of the phase
+    train_step: steps.TrainStep
+
+    @property
+    def end_epoch(self) -> int:
+        return self.first_epoch + self.epochs
+
+
 class Compiled(NamedTuple):
     """What a config comes down to on these devices."""
 
     order: Order
-    learning_rate: optax.Schedule
+    phases: list[Phase]
     state: steps.State
-    train_step: steps.TrainStep
     eval_step: steps.EvalStep
     synced: bool
+
+
+def phases(config: ConfigDict) -> list[ConfigDict]:
+    """Those of the config, or the one that all of it is."""
+    rates = ("learning_rate", "schedule", "warmup_epochs")
+    whole = {"epochs": config.get("epochs"), "trainable": "all", "layer_decay": 1.0}
+    return config.phases or [ConfigDict(whole | {name: config.optimizer[name] for name in rates})]
+
+
+def epochs(config: ConfigDict) -> int:
+    """Of all phases together."""
+    return sum(phase.epochs for phase in phases(config))
 
 
 def check(config: ConfigDict) -> None:
@@ -89,20 +123,22 @@ def check(config: ConfigDict) -> None:
         "dtype": ("float32", "bfloat16"),
         "optimizer.name": ("adamw", "sgd"),
         "optimizer.schedule": ("cosine", "constant"),
+        "phases.schedule": ("cosine", "constant"),
         "sync_batch_norm": ("auto", "true", "false"),
+        "objective": ("supervised", "contrastive"),
         "data.dataset": ("chest_xray", "phantom"),
-        "data.balance": ("none", "loss", "sampling"),
+        "data.balance": ("none", "loss", "sampling", "smote"),
         "data.resident": ("auto", "true", "false"),
         "select.metric": tuple(FIGURES),
         "select.mode": ("min", "max"),
     }
-    flat = flatten(config.to_dict())
-    for name, known in choices.items():
-        if flat[name] not in known:
-            raise UsageError(f"config.{name} is {flat[name]!r}; known: {', '.join(known)}")
-    for name, (low, high) in BOUNDS.items():
-        if not low <= flat.get(name, low) <= high:
-            raise UsageError(f"config.{name} is {flat[name]}; it must be from {low} to {high}")
+    for name, value in flatten(plain(config)).items():
+        field = re.sub(r"\[\d+\]", "", name)
+        if field in choices and value not in choices[field]:
+            raise UsageError(f"config.{name} is {value!r}; known: {', '.join(choices[field])}")
+        low, high = BOUNDS.get(field, (value, value))
+        if not low <= value <= high:
+            raise UsageError(f"config.{name} is {value}; it must be from {low} to {high}")
     folds, fold = config.data.folds, config.data.fold
     if folds == 1:
         raise UsageError("config.data.folds is 1; it must be 0, for the splits as prepared, or at least 2")
@@ -143,44 +179,86 @@ def compile_steps(
         )
     except ValueError as error:
         raise UsageError(f"config.model: {error}") from error
-    learning_rate = optim.schedule(
-        config.optimizer.schedule,
-        config.optimizer.learning_rate,
-        warmup_steps=round(config.optimizer.warmup_epochs * order.steps_per_epoch),
-        total_steps=config.epochs * order.steps_per_epoch,
-    )
-    optimizer = optim.build(
-        config.optimizer.name,
-        learning_rate,
-        config.optimizer.momentum,
-        config.optimizer.weight_decay,
-        config.optimizer.clip_norm,
-    )
-    counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
-    recipe = steps.Recipe(
-        augment=config.augment.to_dict(),
-        mixup_alpha=config.mixup_alpha,
-        label_smoothing=config.label_smoothing,
-        class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
-        head_l2=config.head_l2,
-        ema_decay=config.ema_decay,
-    )
     size = config.data.image_size
+    train_size, strength = config.data.train_size or size, config.augment.to_dict()
+    variables = steps.create_variables(module, config.seed, size)
+    answer: Callable[..., Any]
+    if config.objective == "contrastive":
+        objective = objectives.contrastive(module, config.temperature, strength, train_size, steps.AXIS)
+        answer = functools.partial(objectives.pooled, module)
+        variables = objectives.contrastive_variables(module, variables, config.seed)
+    else:
+        counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
+        recipe = objectives.Recipe(
+            mixup_alpha=config.mixup_alpha,
+            label_smoothing=config.label_smoothing,
+            class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
+            head_l2=config.head_l2,
+        )
+        objective = objectives.supervised(module, recipe, strength, train_size)
+        answer = module.apply
+    params = variables["params"]
+    planned: list[Phase] = []
+    for settings in phases(config):
+        learning_rate = optim.schedule(
+            settings.schedule,
+            settings.learning_rate,
+            warmup_steps=round(settings.warmup_epochs * order.steps_per_epoch),
+            total_steps=settings.epochs * order.steps_per_epoch,
+        )
+        trained = trainable.select(settings.trainable, params)
+        factors = trainable.rate_factors(params, settings.layer_decay)
+        optimizer = optim.build(
+            config.optimizer.name,
+            learning_rate,
+            config.optimizer.momentum,
+            config.optimizer.weight_decay,
+            config.optimizer.clip_norm,
+            trainable.split(factors, trained)[0] if settings.layer_decay < 1 else None,
+        )
+        planned.append(
+            Phase(
+                first_epoch=planned[-1].end_epoch if planned else 0,
+                epochs=settings.epochs,
+                trainable=settings.trainable,
+                trained=trained,
+                learning_rate=learning_rate,
+                begin=functools.partial(_begin, optimizer, trained),
+                train_step=steps.make_train_step(
+                    objective, optimizer, trained, config.ema_decay, config.seed, devices, resident, collectives
+                ),
+            )
+        )
     return Compiled(
         order=order,
-        learning_rate=learning_rate,
-        state=steps.create_state(module, optimizer, config.seed, size),
-        train_step=steps.make_train_step(
-            module, optimizer, recipe, config.data.train_size or size, config.seed, devices, resident, collectives
-        ),
-        eval_step=steps.make_eval_step(module, size, config.data.side, devices, resident),
+        phases=planned,
+        state=steps.create_state(variables, planned[0].begin(params)),
+        eval_step=steps.make_eval_step(answer, size, config.data.side, devices, resident),
         synced=synced,
     )
 
 
+def _begin(optimizer: optax.GradientTransformation, trained: frozenset[str], params: Any) -> optax.OptState:
+    return optimizer.init(trainable.split(params, trained)[0])
+
+
+def plain(config: Any) -> Any:
+    """A config as dicts, those within its lists, too."""
+    if isinstance(config, ConfigDict):
+        return {name: plain(value) for name, value in config.items()}
+    return [plain(value) for value in config] if isinstance(config, list) else config
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """{"a": {"b": 1}, "c": [{"d": 2}]} -> {"a.b": 1, "c[0].d": 2}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, one in enumerate(value):
+                flat |= flatten(one, f"{name}[{index}].")
+        else:
+            flat[name] = value
     return flat

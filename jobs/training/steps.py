@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jobs.training.augment import augment
+from jobs.training import trainable
 from jobs.training.data import Films, Layout
-from model.labels import CLASSES
-from model.preprocess import standardise, to_input
+from jobs.training.objectives import Objective
+from model import layers
+from model.preprocess import to_input
 
 AXIS = "batch"
 
@@ -28,18 +29,12 @@ class State(flax.struct.PyTreeNode):
     params: Any
     batch_stats: Any
     ema: Any  # {"params", "batch_stats"}: the averages that are evaluated and served
-    opt_state: optax.OptState
+    opt_state: optax.OptState  # of the parameters that the phase trains, and of no others
 
-
-class Recipe(NamedTuple):
-    """What the loss is made of."""
-
-    augment: Mapping[str, float]
-    mixup_alpha: float  # Beta(alpha, alpha); 0 turns mixup off
-    label_smoothing: float  # in [0, 1)
-    class_weights: tuple[float, ...]  # (3,), of each class's loss
-    head_l2: float  # times the sum of squares of the head's kernels
-    ema_decay: float  # in [0, 1); 0 serves the raw parameters
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{"params", "batch_stats"}, as a network takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 TrainStep = Callable[[State, Films, np.ndarray], tuple[State, dict[str, jax.Array]]]
@@ -61,37 +56,37 @@ def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
-def create_state(module: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int) -> State:
-    """The state before the first step: a pure function of the arguments."""
+def create_variables(module: nn.Module, seed: int, image_size: int) -> dict[str, Any]:
+    """{"params", "batch_stats"} before the first step: a pure function of the arguments."""
     images = jnp.zeros((1, image_size, image_size, 1))
-    variables = jax.jit(module.init)(jax.random.key(seed), images)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return {"batch_stats": {}} | jax.jit(module.init)(jax.random.key(seed), images)
+
+
+def create_state(variables: Mapping[str, Any], opt_state: optax.OptState) -> State:
+    """The state before the first step."""
     return State(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
+        **variables,
         # A copy, since the state is donated and no buffer can be donated twice.
-        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}),
-        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, dict(variables)),
+        opt_state=opt_state,
     )
 
 
-def _head_l2(params: Any) -> jax.Array:
-    leaves = jax.tree_util.tree_leaves_with_path(params["head"])
-    return sum((jnp.sum(leaf**2) for path, leaf in leaves if path[-1].key == "kernel"), jnp.zeros(()))
-
-
 def make_train_step(
-    module: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
-    recipe: Recipe,
-    size: int,
+    trained: frozenset[str],
+    ema_decay: float,
     seed: int,
     devices: Sequence[jax.Device],
     resident: bool = True,
     collectives: bool = True,
 ) -> TrainStep:
     """Compiles one training step over the devices of all processes.
+
+    It moves the parameters whose paths are in `trained`. Those before the first of them take no backward pass, and
+    BatchNorm of which nothing is trained works as in inference.
 
     The step takes (state, films, indices (local devices, share, 2) int32): the film, and the one it is mixed with. The
     films are a whole split on every device, or, where not `resident`, those of this batch with a leading axis of
@@ -101,59 +96,48 @@ def make_train_step(
     devices changes nothing but the order of sums. A step whose loss or gradient is not finite changes nothing but
     the step counter. The state is donated.
 
+    Args:
+      objective: what it minimises.
+      optimizer: whose state the state holds.
+      trained: paths of parameters.
+      ema_decay: of the averages, in [0, 1); 0 serves the raw parameters.
+      seed: of all that is random.
+      devices: of all processes.
+      resident: whether the films are a whole split.
+      collectives: whether the devices share what they find.
+
     Returns:
       A function (state, data, indices) -> (state, metrics), metrics being float32 scalars: loss, grad_norm, and
       skipped (1 where the step was not finite).
     """
-    class_weights = jnp.asarray(recipe.class_weights)
 
     def step(state: State, data: Films, indices: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         share = indices.shape[0]
         positions = jax.lax.axis_index(AXIS) * share + jnp.arange(share)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        augment_key, mixup_key, dropout_key = jax.random.split(key, 3)
+        before = state.variables
+        moves = trainable.moving(before, trained)
+        moving, resting = trainable.split(state.params, trained)
 
-        def keys(root: jax.Array) -> jax.Array:
-            return jax.vmap(lambda position: jax.random.fold_in(root, position))(positions)
+        def loss_of(moving: Any) -> tuple[jax.Array, Any]:
+            with layers.norms_frozen(trainable.frozen_norms(state.batch_stats, trained)):
+                params = trainable.merge(moving, resting)
+                return objective(params, state.batch_stats, key, positions, data, indices)
 
-        def films(which: int) -> tuple[jax.Array, jax.Array]:
-            chosen = indices[:, which]
-            views = augment(keys(jax.random.fold_in(augment_key, which)), data.images[chosen], size, recipe.augment)
-            return standardise(views), jax.nn.one_hot(data.labels[chosen], len(CLASSES))
-
-        inputs, targets = films(0)
-        if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2
-            alpha = recipe.mixup_alpha
-            mix = jax.vmap(lambda k: jax.random.beta(k, alpha, alpha))(keys(mixup_key))
-            others, other_targets = films(1)
-            inputs = others + mix[:, None, None, None] * (inputs - others)
-            targets = other_targets + mix[:, None] * (targets - other_targets)
-        weights = targets @ class_weights
-        targets = optax.smooth_labels(targets, recipe.label_smoothing)
-
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            logits, updated = module.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            loss = jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
-            if recipe.head_l2:
-                loss += recipe.head_l2 * _head_l2(params)
-            return loss, updated.get("batch_stats", {})
-
-        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, batch_stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(moving)
         if collectives:
             loss, batch_stats, gradients = jax.lax.pmean((loss, batch_stats, gradients), AXIS)
         grad_norm = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, moving)
+        params = trainable.merge(optax.apply_updates(moving, updates), resting)
+        # What is frozen is carried over, not averaged: a mean of equal numbers need not be that number.
+        fresh, _ = trainable.split({"params": params, "batch_stats": batch_stats}, moves)
+        average, rested = trainable.split(state.ema, moves)
+        now = trainable.merge(fresh, trainable.split(before, moves)[1])
         # The average starts as a plain mean, so that the initial values are soon forgotten.
-        decay = jnp.minimum(recipe.ema_decay, (1 + state.step) / (10 + state.step))
-        ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, state.ema, step_size=1 - decay)
-        taken = State(state.step, params, batch_stats, ema, opt_state)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = trainable.merge(optax.incremental_update(fresh, average, step_size=1 - decay), rested)
+        taken = State(state.step, **now, ema=ema, opt_state=opt_state)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - finite}
@@ -182,15 +166,19 @@ def make_idle_step(devices: Sequence[jax.Device]) -> TrainStep:
 
 
 def make_eval_step(
-    module: nn.Module, size: int, side: float, devices: Sequence[jax.Device], resident: bool = True
+    answer: Callable[..., Any],
+    size: int,
+    side: float,
+    devices: Sequence[jax.Device],
+    resident: bool = True,
 ) -> EvalStep:
-    """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, 3) logits.
+    """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, K) answers.
 
-    The films are as those of a training step. The logits of all devices are gathered, so that every process holds them.
+    `answer` takes (variables, inputs (share, size, size, 1)) and gives (share, K). The films are as those of a training
+    step. The answers of all devices are gathered, so that every process holds them.
     """
 
     def step(variables: Any, data: Films, indices: jax.Array) -> jax.Array:
-        inputs = to_input(data.images[indices], size, side)
-        return jax.lax.all_gather(module.apply(variables, inputs, train=False), AXIS)
+        return jax.lax.all_gather(answer(variables, to_input(data.images[indices], size, side)), AXIS)
 
     return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None if resident else 0, 0), out_axes=None)

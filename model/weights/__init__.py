@@ -1,4 +1,4 @@
-"""Published weights, read from their files and laid into our networks."""
+"""Weights from elsewhere: where they are read from, and how they become those of our architectures."""
 
 
 class WeightsError(ValueError):

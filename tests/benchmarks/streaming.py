@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
                 feed = from_files(split.images, split.labels, layout, workers())
             batches = stack.enter_context(contextlib.closing(feed(Batches(compiled.order, 0, end))))
             kinds["resident" if resident else "streamed"] = [
-                compiled.train_step,
+                compiled.phases[0].train_step,
                 steps.replicate(compiled.state, devices),
                 batches,
                 [],

@@ -9,38 +9,47 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections.config_flags import config_path
 
+from configs import base
 from jobs import JobError, UsageError, walk, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray import source
 from jobs.datasets.phantom.builder import Phantom, film
-from jobs.training.plan import BOUNDS, check, flatten
+from jobs.training.plan import BOUNDS, check, flatten, plain
 from tests.jobs.test_loop import config, train
 
 ROOT = Path(__file__).parents[2]
 VERSION = str(films.FilmBuilder.VERSION)
 
 
+def places(data_dir):
+    """{field as BOUNDS names it: (a config that has it, its path there)}, of all numbers."""
+    phased = config(data_dir)
+    base.train_in(phased, base.phase(1, 0.1))
+    found = {}
+    for made in (phased, config(data_dir)):
+        for path, value in flatten(plain(made)).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[path.replace("[0]", "")] = made, path
+    return found
+
+
 def test_every_number_of_a_config_is_bounded(phantom_data):
-    numbers = {
-        name
-        for name, value in flatten(config(phantom_data).to_dict()).items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
-    assert numbers == BOUNDS.keys()
+    assert places(phantom_data).keys() == BOUNDS.keys()
 
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
     low, high = BOUNDS[name]
-    made = config(phantom_data)
-    kind = type(flatten(made.to_dict())[name])
+    made, path = places(phantom_data)[name]
+    kind = type(flatten(plain(made))[path])
     bad = [kind(low - 1)] + ([kind(high + 1)] if high != float("inf") else [])
     for value in bad + ([float("nan")] if kind is float else []):
-        made.update_from_flattened_dict({name: value})
+        config_path.set_value(path, made, value)
         with pytest.raises(UsageError) as error:
             check(made)
-        assert str(error.value) == f"config.{name} is {value}; it must be from {low} to {high}"
+        assert str(error.value) == f"config.{path} is {value}; it must be from {low} to {high}"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +58,7 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'; known: adamw, sgd"),
         ({"optimizer.schedule": "linear"}, "config.optimizer.schedule is 'linear'; known: cosine, constant"),
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
-        ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 6 steps leaves nothing of a run of 6; lower --config.opt"),
+        ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 6 steps leaves nothing of a run or phase of 6; lower warmup"),
         ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
         ({"global_batch_size": 49}, "a global batch of 49 is more than the 48 training films"),
     ],

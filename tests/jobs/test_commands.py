@@ -38,6 +38,8 @@ COMMANDS = (
     "sweep",
     "compare",
     "models",
+    "export",
+    "pretrain",
 )
 
 CONFIG = """

@@ -3,13 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from configs import base
 from jobs import JobError
 from jobs.training import loop, plan, steps
 from jobs.training.data import Films, from_memory
+from model import checkpoint
 from model.preprocess import to_input
 from model.registry import build
+from tests.model.test_architectures import TINY
 
 DEVICES = (1, 2, 4, 8)
 LABELS = np.arange(24, dtype=np.int32) % 3
@@ -48,7 +51,7 @@ def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
     layout = steps.layout(chosen)
     losses = []
     for step in range(count):
-        state, metrics = compiled.train_step(
+        state, metrics = compiled.phases[0].train_step(
             state, resident, layout.share(compiled.order.batch(step % compiled.order.steps_per_epoch))
         )
         losses.append(float(metrics["loss"]))
@@ -146,7 +149,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
     _, before, compiled, resident = run(plain(), 2, 2)
     kept = jax.tree.map(np.array, before)
     poisoned = before.replace(params=jax.tree.map(lambda leaf: leaf * np.float32("nan"), before.params))
-    after, metrics = compiled.train_step(
+    after, metrics = compiled.phases[0].train_step(
         poisoned, resident, steps.layout(jax.devices()[:2]).share(compiled.order.batch(0))
     )
     assert float(metrics["skipped"]) == 1
@@ -160,10 +163,22 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counter():
 def test_evaluation_counts_every_film_once(ten_steps, devices):
     _, state, compiled, resident = ten_steps[devices]
     feed = from_memory(resident, steps.layout(jax.devices()[:devices]))
-    probabilities = loop.evaluate(compiled.eval_step, state.ema, feed, len(LABELS), 16)
+    probabilities = softmax(loop.answers(compiled.eval_step, state.ema, feed, len(LABELS), 16), axis=1)
     module = build("cnn", {"widths": (4, 8), "blocks": (1, 1), "dropout": 0.5})
     logits = module.apply(jax.device_get(state.ema), to_input(IMAGES, 32))
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", [name for name in TINY if name != "cnn"])
+def test_a_step_of_every_architecture(architecture):
+    made = plain(global_batch_size=4)
+    made.model.architecture, made.model.options = architecture, type(made)(TINY[architecture])
+    losses, state, _, _ = run(made, 2, 2)
+    assert np.isfinite(losses).all() and int(state.step) == 2
+    begun = steps.create_variables(build(architecture, TINY[architecture]), made.seed, 32)
+    before, after = (checkpoint.to_arrays(variables) for variables in (begun, state.variables))
+    still = [name for name in before if (before[name] == after[name]).all()]
+    assert not still  # every kernel and every statistic has moved
 
 
 def test_a_batch_that_does_not_divide_names_both_numbers():

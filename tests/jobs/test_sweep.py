@@ -13,7 +13,7 @@ from rich.console import Console
 from configs import base
 from jobs import UsageError
 from jobs.evaluation import tables
-from jobs.training import grid, loop, runs, steps
+from jobs.training import grid, loop, objectives, runs
 from jobs.training.plan import FIGURES
 from model import checkpoint
 from tests.jobs.test_crossval import tiny
@@ -95,20 +95,20 @@ def test_folders_are_named_for_the_values_in_any_order(tmp_path):
 
 def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch):
     made = tiny(phantom_data, **{"select.metric": "val_binary_auroc", "select.mode": "max", "max_skipped_steps": 2})
-    real = steps.make_train_step
+    real = objectives.supervised
 
-    def poisoned(module, optimizer, recipe, *args):
-        step = real(module, optimizer, recipe, *args)
+    def poisoned(module, recipe, *args):
+        objective = real(module, recipe, *args)
         if recipe.mixup_alpha < 0.5:
-            return step
+            return objective
 
-        def nan_step(state, data, indices):
-            state, measured = step(state, data, indices)
-            return state, measured | {"skipped": np.float32(1), "loss": np.float32("nan")}
+        def not_finite(*inputs):
+            loss, batch_stats = objective(*inputs)
+            return loss * np.float32("nan"), batch_stats
 
-        return nan_step
+        return not_finite
 
-    monkeypatch.setattr(steps, "make_train_step", poisoned)
+    monkeypatch.setattr(objectives, "supervised", poisoned)
 
     def swept(typed):
         cells = grid.plan(made, tmp_path, grid.parse(typed, made))

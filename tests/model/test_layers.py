@@ -53,15 +53,21 @@ def test_pointwise_in_bfloat16_keeps_its_kernel_in_float32():
     np.testing.assert_allclose(answer.astype(jnp.float32), IMAGES[:, ::2, ::2] @ kernel[0, 0], atol=0.05)
 
 
+def batch_norm(train, axis_name, variables, images=IMAGES, **kwargs):
+    """The layer on its own, as a network calls it."""
+    norm = layers.batch_norm(train, axis_name)
+    return norm.func.apply(variables, images, **norm.keywords, **kwargs)
+
+
 def test_batch_norm_by_hand():
     variables = {
         "params": {"scale": np.array([1.0, 2, 3], np.float32), "bias": np.array([0.5, 0, -1], np.float32)},
         "batch_stats": {"mean": np.array([0.1, 0.2, 0.3], np.float32), "var": np.array([1.0, 2, 4], np.float32)},
     }
     scale, bias, mean, var = (value for item in variables.values() for value in item.values())
-    served = layers.batch_norm(False, "batch").apply(variables, IMAGES)  # no axis is needed when serving
+    served = batch_norm(False, "batch", variables)  # no axis is needed when serving
     np.testing.assert_allclose(served, (IMAGES - mean) / np.sqrt(var + 1e-5) * scale + bias, atol=1e-5)
-    trained, updated = layers.batch_norm(True, None).apply(variables, IMAGES, mutable=["batch_stats"])
+    trained, updated = batch_norm(True, None, variables, mutable=["batch_stats"])
     here, spread = IMAGES.mean((0, 1, 2)), IMAGES.var((0, 1, 2))
     np.testing.assert_allclose(trained, (IMAGES - here) / np.sqrt(spread + 1e-5) * scale + bias, atol=1e-4)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.9 * mean + 0.1 * here, atol=1e-6)
@@ -70,15 +76,17 @@ def test_batch_norm_by_hand():
 
 @pytest.mark.parametrize("synced", [True, False])
 def test_batch_norm_sees_the_whole_batch_only_where_it_is_synchronised(synced):
-    module = layers.batch_norm(True, "batch" if synced else None)
-    variables = layers.batch_norm(False, None).init(jax.random.key(0), IMAGES)
+    variables = {
+        "params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+        "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+    }
 
     def share(images):
-        return module.apply(variables, images, mutable=["batch_stats"])[0]
+        return batch_norm(True, "batch" if synced else None, variables, images, mutable=["batch_stats"])[0]
 
     shares = IMAGES.reshape(2, 2, *IMAGES.shape[1:])
     split = jax.vmap(share, axis_name="batch")(shares).reshape(IMAGES.shape)
-    whole = layers.batch_norm(True, None).apply(variables, IMAGES, mutable=["batch_stats"])[0]
+    whole = batch_norm(True, None, variables, mutable=["batch_stats"])[0]
     assert np.allclose(split, whole, atol=1e-4) == synced
 
 

@@ -1,0 +1,25 @@
+"""The CNN's backbone from the training films alone, without their labels: two views of a film are to look alike.
+
+python jobs/pretrain.py --config configs/selfsup.py --workdir runs/selfsup
+python jobs/train.py --config configs/cnn.py --workdir runs/cnn_selfsup --config.init_from=runs/selfsup
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, cnn
+
+
+def get_config() -> ConfigDict:
+    """SimCLR of the network of configs/cnn.py on crops of 112 px, 256 films a step."""
+    config = base.get_config()
+    config.epochs = 100
+    config.global_batch_size = 256
+    config.sync_batch_norm = "true"  # else the statistics of a device's share tell which views belong together
+    config.data = cnn.get_config().data
+    config.data.balance = "none"  # which would look at the labels
+    config.model = cnn.get_config().model
+    config.objective = "contrastive"
+    # The best step is the one whose nearest neighbours agree most on the held-out films.
+    config.select.metric = "val_balanced_accuracy"
+    config.select.mode = "max"
+    return config

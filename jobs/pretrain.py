@@ -1,0 +1,36 @@
+"""Trains a backbone without labels, data-parallel over every device of every process.
+
+    python jobs/pretrain.py --config configs/selfsup.py --workdir runs/selfsup
+    python jobs/train.py --config configs/cnn.py --workdir runs/cnn_selfsup --config.init_from=runs/selfsup
+
+SimCLR (Chen et al. 2020): of each training film two augmented views are made, and the network learns to find the one
+by the other among those of the whole batch. The figures of an epoch are those of nearest neighbours: each held-out
+film is given the classes of the training films whose features are most like its own.
+
+WORKDIR, resuming, signals and jobs of many processes are those of jobs/train.py, and so are the flags; what is trained
+here answers nothing by itself, it is for `--config.init_from` of jobs/train.py.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from jobs import UsageError, run, train
+from model.checkpoint import CheckpointError
+from model.weights import WeightsError
+
+flags.adopt_module_key_flags(train)
+
+
+def main(arguments: list[str]) -> int:
+    objective = flags.FLAGS.config.objective
+    if objective != "contrastive":
+        raise UsageError(
+            f"config.objective is {objective!r}; this command is for 'contrastive', as in configs/selfsup.py. "
+            "python jobs/train.py trains the others"
+        )
+    return train.main(arguments)
+
+
+if __name__ == "__main__":
+    run(main, CheckpointError, WeightsError)

@@ -1,0 +1,131 @@
+"""Runs that begin with weights from elsewhere: every backbone arrives, in the checkpoint it is said from where."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from configs import base
+from model import checkpoint
+from model.labels import CLASSES
+from model.predictor import Predictor
+from model.registry import build
+from model.weights import WeightsError
+from model.weights.convert import convert
+from tests.jobs.test_loop import config, train
+from tests.model.weights.test_convert import file
+
+OPTIONS = {"convolutions": (1, 2), "filters": (4, 8), "batch_norm": True, "head": (), "global_pool": True}
+
+
+def vgg(data_dir, source, **changes):
+    """A phase of the head, then one of everything."""
+    made = config(data_dir, init_from=str(source), **changes)
+    made.model.architecture, made.model.options = "vgg", type(made)(OPTIONS)
+    base.train_in(made, base.phase(1, 1e-2, "head", schedule="constant"), base.phase(1, 1e-4))
+    return made
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file as torchvision lays them out, of 1000 classes, and what it is in our layout."""
+    module = build("vgg", OPTIONS)
+    variables = jax.device_get(module.init(jax.random.key(1), jnp.zeros((1, 32, 32, 1))))
+    arrays = file("vgg", variables, index=1)
+    arrays |= {"classifier.6.weight": np.ones((1000, 8), np.float32), "classifier.6.bias": np.ones(1000, np.float32)}
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(arrays, path)
+    return path, convert("vgg", arrays, variables).variables
+
+
+def backbone(variables):
+    return {name: array for name, array in checkpoint.to_arrays(variables).items() if "/head/" not in name}
+
+
+def test_a_pre_trained_backbone_is_frozen_then_tuned(phantom_data, weights, tmp_path, monkeypatch):
+    path, expected = weights
+    saved = {}
+    save = checkpoint.Writer.save
+
+    def remember(self, step, variables, meta, *args, **kwargs):
+        saved[meta["epoch"]] = checkpoint.to_arrays(variables), meta
+        save(self, step, variables, meta, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint.Writer, "save", remember)
+    printed = train(vgg(phantom_data, path), tmp_path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    assert f"begins with {path} ({size}, sha256 {digest[:12]}); new: head/logits/bias, head/logits/kernel" in printed
+    assert "left out: classifier.6.bias, classifier.6.weight" in printed
+    frozen, meta = saved[1]
+    assert all((frozen[name] == array).all() for name, array in backbone(expected).items())
+    assert meta["origin"]["sha256"] == digest and meta["origin"]["bytes"] == path.stat().st_size
+    tuned = saved[2][0]
+    moved = [name for name, array in backbone(expected).items() if (tuned[name] != array).any()]
+    assert set(backbone(expected)) == set(moved)
+    assert np.abs(tuned["params/head/logits/kernel"] - frozen["params/head/logits/kernel"]).max() > 0
+
+
+def test_going_on_needs_the_source_no_more(phantom_data, weights, tmp_path):
+    source = tmp_path / "model.safetensors"
+    source.write_bytes(weights[0].read_bytes())
+    train(vgg(phantom_data, source), tmp_path / "run")
+    source.unlink()
+    made = vgg(phantom_data, source)
+    made.phases[1].epochs = 2
+    assert "going on after epoch 2 of 3" in train(made, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run", "latest").meta["origin"]["file"] == "model.safetensors"
+
+
+def test_what_is_not_there_is_said_before_anything_is_read(phantom_data, tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere.safetensors does not exist"):
+        train(vgg(phantom_data / "no_data", "nowhere.safetensors"), tmp_path)
+
+
+def test_weights_of_another_network_are_refused(phantom_data, weights, tmp_path):
+    made = vgg(phantom_data, weights[0])
+    made.model.options.filters = (4, 16)
+    with pytest.raises(WeightsError, match=r"of a wrong shape \(\d+\): .*features.4.weight"):
+        train(made, tmp_path)
+    assert not checkpoint.steps(tmp_path)
+
+
+def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
+    made = config(phantom_data, objective="contrastive", **{"select.metric": "val_balanced_accuracy"})
+    made.select.mode, made.data.balance = "max", "none"
+    printed = train(made, tmp_path / "selfsup")
+    assert f"--config.init_from={tmp_path / 'selfsup'}" in printed
+    found = checkpoint.load(tmp_path / "selfsup")
+    assert "projection" in found.variables["params"] and "head" not in found.variables["params"]
+    with pytest.raises(checkpoint.CheckpointError, match="trained without labels and has no classifier; train one"):
+        Predictor.open(tmp_path / "selfsup")
+
+    tuned = config(phantom_data, init_from=str(tmp_path / "selfsup"))
+    base.train_in(tuned, base.phase(1, 1e-2, "head"))
+    printed = train(tuned, tmp_path / "tuned")
+    assert f"(step {found.step}); new: head/dense/bias, head/dense/kernel; left out: params/projection/" in printed
+    after = checkpoint.load(tmp_path / "tuned")
+    for name, array in backbone(after.variables).items():
+        np.testing.assert_array_equal(array, checkpoint.to_arrays(found.variables)[name])
+    assert after.meta["origin"]["weights_digest"] == checkpoint.weights_digest(found.meta)
+    film = np.random.default_rng(0).integers(0, 255, (1, 224, 224)).astype(np.uint8)
+    assert next(Predictor.open(tmp_path / "tuned").predict(film)).probabilities.shape == (len(CLASSES),)
+
+    # A run whose head fits gives that, too; one of other options is refused by name.
+    again = config(phantom_data, init_from=str(tmp_path / "tuned"))
+    base.train_in(again, base.phase(1, 0.0, "head"))
+    assert "new:" not in train(again, tmp_path / "again")
+    again = checkpoint.load(tmp_path / "again")
+    same = checkpoint.to_arrays(again.variables)
+    assert all((same[name] == array).all() for name, array in checkpoint.to_arrays(after.variables).items())
+    assert again.meta["origin"]["origin"]["from"] == str(tmp_path / "selfsup")
+    other = config(phantom_data, init_from=str(tmp_path / "tuned"))
+    other.model.options.widths = (4, 16)
+    with pytest.raises(WeightsError, match=r"with the options .*stage2/.* is \(.*\), \(.*\) is needed"):
+        train(other, tmp_path / "other")
+    other.model.architecture, other.model.options = "vgg", type(other)(OPTIONS)
+    with pytest.raises(WeightsError, match="is a cnn, vgg is needed"):
+        train(other, tmp_path / "other")

@@ -1,0 +1,91 @@
+"""SimCLR: the loss against one written out by hand, on any number of devices, and backbones that others begin with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from jobs.training import loop, objectives, plan, steps
+from jobs.training.data import Films
+from model.registry import build
+from tests.jobs.test_steps import IMAGES, LABELS, config, flat
+
+
+def contrastive(**changes):
+    return config(objective="contrastive", **changes)
+
+
+def test_nt_xent_by_hand():
+    """Chen et al. 2020, eq. 1: 2N views, the positive of each among all others but itself."""
+    temperature, count = 0.5, 4
+    module = build("cnn", {"widths": (4, 8), "blocks": (1, 1), "dropout": 0.0})
+    variables = {"batch_stats": {}} | module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    variables = objectives.contrastive_variables(module, variables, 0)
+    strength = base.get_config().augment.to_dict()
+    objective = objectives.contrastive(module, temperature, strength, 32, "batch")
+    films, indices = Films(jnp.asarray(IMAGES), LABELS), np.stack([np.arange(count)] * 2, axis=1)
+    key, positions = jax.random.key(5), np.arange(count)
+    loss, _ = jax.vmap(
+        lambda one: objective(variables["params"], variables["batch_stats"], key, positions, films, one),
+        axis_name="batch",
+    )(indices[None])
+
+    views = [
+        objectives._views(jax.random.fold_in(key, which), positions, IMAGES[:count], 32, strength) for which in (0, 1)
+    ]
+    backbone = {name: value for name, value in variables["params"].items() if name != "projection"}
+    features, _ = module.apply(
+        {"params": backbone, "batch_stats": variables["batch_stats"]},
+        jnp.concatenate(views),
+        train=True,
+        method="features",
+        mutable=["batch_stats"],
+    )
+    projected = objectives.Projection().apply({"params": variables["params"]["projection"]}, features.mean((1, 2)))
+    projected = np.asarray(projected, np.float64)
+    np.testing.assert_allclose(np.linalg.norm(projected, axis=1), 1, rtol=1e-5)
+    likeness = np.exp(projected @ projected.T / temperature)
+    by_hand = [
+        -np.log(likeness[i, (i + count) % (2 * count)] / (likeness[i].sum() - likeness[i, i])) for i in range(2 * count)
+    ]
+    np.testing.assert_allclose(loss[0], np.mean(by_hand), rtol=1e-4)
+
+
+def taken(devices, count=4):
+    """Losses, and the variables after `count` contrastive steps."""
+    chosen = jax.devices()[:devices]
+    compiled = plan.compile_steps(contrastive(), LABELS, chosen)
+    state, films = steps.replicate(compiled.state, chosen), steps.replicate(Films(IMAGES, LABELS), chosen)
+    losses = []
+    for _ in range(count):
+        state, measured = compiled.phases[0].train_step(
+            state, films, steps.layout(chosen).share(compiled.order.batch(0))
+        )
+        losses.append(float(measured["loss"]))
+    return losses, flat(state.params)
+
+
+def test_devices_change_nothing_but_the_order_of_sums():
+    (alone, params), (shared, others) = taken(1), taken(4)
+    np.testing.assert_allclose(shared, alone, rtol=1e-4)
+    np.testing.assert_allclose(others, params, atol=2e-4)
+    assert alone[-1] < alone[0]
+
+
+def test_labels_are_not_looked_at():
+    chosen = jax.devices()[:1]
+    found = []
+    for labels in (LABELS, 2 - LABELS):
+        compiled = plan.compile_steps(contrastive(data=config().data.to_dict() | {"balance": "none"}), LABELS, chosen)
+        state, films = steps.replicate(compiled.state, chosen), Films(IMAGES, labels)
+        state, _ = compiled.phases[0].train_step(state, films, steps.layout(chosen).share(compiled.order.batch(0)))
+        found.append(flat(state.params))
+    np.testing.assert_array_equal(*found)
+
+
+def test_nearest_neighbours_vote():
+    known = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, 0]])
+    votes = loop.nearest(known, np.array([0, 0, 1, 1, 2]), np.array([[2.0, 0.1], [0.0, 0.5], [-3.0, 0.2]]))
+    assert votes.argmax(1).tolist() == [0, 1, 2]
+    np.testing.assert_allclose(votes.sum(1), 1)
+    assert votes.min() >= 0.01 - 1e-9
