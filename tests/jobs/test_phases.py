@@ -211,11 +211,15 @@ def test_the_last_phase_may_be_made_longer(phantom_data, tmp_path):
 
 
 def test_only_the_last_phase_stops_early(phantom_data, tmp_path):
-    made = small(phantom_data, early_stopping_epochs=1)
-    base.train_in(made, *(base.phase(3, 0.0, "head", schedule="constant") for _ in range(2)))  # nothing changes
+    made = small(phantom_data, early_stopping_epochs=1, **{"select.metric": "val_accuracy", "select.mode": "max"})
+    made.optimizer.plateau_factor, made.optimizer.plateau_patience = 0.5, 1
+    base.train_in(made, *(base.phase(3, 1e-12, "head", schedule="constant") for _ in range(2)))  # nothing changes
     printed = train(made, tmp_path)
-    assert [row["phase"] for row in log(tmp_path)] == [1, 1, 1, 2, 2]
-    assert "stopped early: no better val_loss in 1 epochs" in printed
+    rows = log(tmp_path)
+    assert [row["phase"] for row in rows] == [1, 1, 1, 2, 2]
+    assert "stopped early: no better val_accuracy in 1 epochs" in printed
+    # A plateau is one of the phase, too.
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], [1e-12, 1e-12, 5e-13, 1e-12, 1e-12])
 
 
 @pytest.mark.parametrize(
