@@ -181,10 +181,7 @@ def _train(
                         "train_loss": float(np.nanmean(losses)) if skipped < epoch_steps else math.nan,
                         **{name: figure(measured) for name, figure in FIGURES.items()},
                         "phase": compiled.phases.index(phase) + 1,
-                        "learning_rate": float(
-                            phase.learning_rate(int(state.step) - 1 - phase.first_epoch * epoch_steps)
-                        )
-                        * scale,
+                        "learning_rate": float(phase.learning_rate(int(state.step) - 1)) * scale,
                         "skipped_steps": skipped,
                         "images_per_second": round(speed, 1),
                         "seconds": round(time.monotonic() - started, 2),

@@ -86,7 +86,7 @@ class Phase(NamedTuple):
     epochs: int
     trainable: str  # as the config says it
     trained: frozenset[str]  # paths of parameters
-    learning_rate: optax.Schedule  # by step of the phase
+    learning_rate: optax.Schedule  # by step of the run
     begin: Callable[[Any], optax.OptState]  # params -> the optimizer state before the first step of the phase
     train_step: steps.TrainStep
 
@@ -200,7 +200,8 @@ def compile_steps(
     params = variables["params"]
     planned: list[Phase] = []
     for settings in phases(config):
-        learning_rate = optim.schedule(
+        first_epoch = planned[-1].end_epoch if planned else 0
+        schedule = optim.schedule(
             settings.schedule,
             settings.learning_rate,
             warmup_steps=round(settings.warmup_epochs * order.steps_per_epoch),
@@ -210,7 +211,7 @@ def compile_steps(
         factors = trainable.rate_factors(params, settings.layer_decay)
         optimizer = optim.build(
             config.optimizer.name,
-            learning_rate,
+            schedule,
             config.optimizer.momentum,
             config.optimizer.weight_decay,
             config.optimizer.clip_norm,
@@ -218,11 +219,11 @@ def compile_steps(
         )
         planned.append(
             Phase(
-                first_epoch=planned[-1].end_epoch if planned else 0,
+                first_epoch=first_epoch,
                 epochs=settings.epochs,
                 trainable=settings.trainable,
                 trained=trained,
-                learning_rate=learning_rate,
+                learning_rate=functools.partial(_from, schedule, first_epoch * order.steps_per_epoch),
                 begin=functools.partial(_begin, optimizer, trained),
                 train_step=steps.make_train_step(
                     objective, optimizer, trained, config.ema_decay, config.seed, devices, resident, collectives
@@ -240,6 +241,10 @@ def compile_steps(
 
 def _begin(optimizer: optax.GradientTransformation, trained: frozenset[str], params: Any) -> optax.OptState:
     return optimizer.init(trainable.split(params, trained)[0])
+
+
+def _from(schedule: optax.Schedule, first: int, step: int) -> Any:
+    return schedule(step - first)
 
 
 def plain(config: Any) -> Any:
