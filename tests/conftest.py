@@ -5,8 +5,10 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import importlib
 import io
 from pathlib import Path
+from types import ModuleType
 
 # Tests and the commands they start compile the same programs over and over.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
@@ -43,6 +45,15 @@ def phantom_data(tmp_path_factory):
     }
     write(Phantom, splits, folder, "phantom")
     return folder
+
+
+def command(name: str) -> ModuleType:
+    """A file of jobs/ as a module, but for its flags: another command of the same process may have them, too."""
+    module = importlib.import_module(f"jobs.{name}")
+    for flag in flags.FLAGS.get_flags_for_module(module):
+        if flag.name in flags.FLAGS:
+            delattr(flags.FLAGS, flag.name)
+    return module
 
 
 def jpeg(seed: int, size: tuple[int, int] = (80, 70), mode: str = "L") -> bytes:

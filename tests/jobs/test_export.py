@@ -9,13 +9,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jobs import JobError, export
+from jobs import JobError
 from model import checkpoint, graph, registry
 from model.calibration import FILE, Calibration
 from model.outliers import Member, Outliers
 from model.predictor import Predictor
 from model.weights import WeightsError, source
+from tests.conftest import command
 from tests.jobs.test_commands import job
+
+export = command("export")
 
 WANTED = "onnx and onnxruntime are not installed: pip install -r requirements-export.txt"
 META = {
@@ -30,7 +33,7 @@ META = {
     "config": {"seed": 0, "data": {"dir": "/home/somebody", "dataset": "phantom"}},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64, "license": "CC0", "citation": "Nobody 2020"},
 }
-RESNET = {"architecture": "resnet", "options": {"blocks": (1, 1, 1, 1), "stem_channels": 3, "head": (8,)}, "side": 1.0}
+RESNET = {"architecture": "resnet", "options": {"blocks": (1, 1, 1, 1), "head": (8,)}, "side": 1.0}
 RESNET |= {"image_size": 64, "storage_size": 72, "mean": 0.45, "std": 0.2}
 FILMS = np.random.default_rng(1).integers(0, 256, (33, 40, 40), np.uint8)
 

@@ -3,14 +3,14 @@
 import jax
 import pytest
 
-from jobs import scaling
-from jobs.scaling import Cluster, Network, seconds_a_step
+from tests.conftest import command
 from tests.jobs.test_steps import config
 
-CLUSTER = Cluster(
+scaling = command("scaling")
+CLUSTER = scaling.Cluster(
     flops=1e12, utilisation=0.5, gpus_a_host=8, within=1e9, between=1e8, latency=1e-3, call=2e-3, decoded=100.0
 )
-NETWORK = Network("n", parameters=25_000_000, flops_an_image=1e9, batch=64)
+NETWORK = scaling.Network("n", parameters=25_000_000, flops_an_image=1e9, batch=64)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ NETWORK = Network("n", parameters=25_000_000, flops_an_image=1e9, batch=64)
     ],
 )
 def test_seconds_a_step_by_hand(gpus, streamed, expected):
-    assert seconds_a_step(NETWORK, gpus, CLUSTER, streamed) == pytest.approx(expected)
+    assert scaling.seconds_a_step(NETWORK, gpus, CLUSTER, streamed) == pytest.approx(expected)
 
 
 def test_networks_are_counted_not_guessed():
@@ -49,5 +49,5 @@ def test_every_kind_of_step_is_measured_and_written_down(monkeypatch):
     assert measured["idle"] < measured["pmean"]
     text = scaling.document("command", "setting", {"1 x 1": measured, "1 x 2": measured}, [NETWORK], CLUSTER)
     assert f"| 1 x 2 | {measured['idle']:.1f} |" in text and "- `latency` = 0.001" in text
-    seconds = seconds_a_step(NETWORK, 8, CLUSTER, False)
+    seconds = scaling.seconds_a_step(NETWORK, 8, CLUSTER, False)
     assert f"| 8 | {1000 * seconds:.2f} |" in text
