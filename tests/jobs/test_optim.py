@@ -83,5 +83,5 @@ def test_what_is_unknown_is_named():
         optim.build("adam", lambda step: 0.1, 0.9, 0.0, 0.0)
     with pytest.raises(JobError, match="unknown schedule 'step'; known: cosine, constant"):
         optim.schedule("step", 1.0, 0, 10)
-    with pytest.raises(JobError, match="warm-up of 10 steps leaves nothing of a run of 10"):
+    with pytest.raises(JobError, match="warm-up of 10 steps leaves nothing of a run or phase of 10"):
         optim.schedule("cosine", 1.0, 10, 10)

@@ -175,7 +175,7 @@ def test_each_phase_has_its_own_rate_and_is_announced(straight):
     assert "phase 2 of 2, 3 epochs: trains all" in printed and "epoch   5/5" in printed
 
 
-@pytest.mark.parametrize("step", [2, 6, 8, 9])
+@pytest.mark.parametrize("step", [2, 6, *(pytest.param(step, marks=pytest.mark.slow) for step in (8, 9))])
 def test_going_on_within_a_phase_or_between_two(phantom_data, straight, tmp_path, monkeypatch, step):
     """Stopped after the 2nd of 6 steps of the first phase, after its last, and within and at an epoch of the second."""
     real, taken = loop._epoch, []

@@ -169,7 +169,15 @@ def test_evaluation_counts_every_film_once(ten_steps, devices):
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=2e-5)
 
 
-@pytest.mark.parametrize("architecture", [name for name in TINY if name != "cnn"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "vgg",
+        "resnet",
+        "densenet",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnetv2", "efficientnet")),
+    ],
+)
 def test_a_step_of_every_architecture(architecture):
     made = plain(global_batch_size=4)
     made.model.architecture, made.model.options = architecture, type(made)(TINY[architecture])
