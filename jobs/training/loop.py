@@ -21,7 +21,6 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.special import softmax
 from tensorboardX import SummaryWriter
 
 from jobs import JobError, UsageError, whole
@@ -171,7 +170,7 @@ def _train(
                 if config.objective == "contrastive":
                     probabilities = nearest(ask(feed, len(training.labels)), training.labels, held_out)
                 else:
-                    probabilities = softmax(held_out, axis=1)
+                    probabilities = softmax(held_out)
                 measured = metrics.score(validation.labels, probabilities)
                 skipped = int(np.isnan(losses).sum())
                 history.append(
@@ -332,6 +331,12 @@ def answers(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, b
     kept = np.concatenate([answer[real] for answer, (_, real) in zip(flat, batches, strict=True)]).astype(float)
     assert len(kept) == count, f"{len(kept)} answers for {count} films"
     return kept
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, 3) -> (N, 3), in the precision given."""
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def nearest(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
