@@ -183,6 +183,7 @@ def test_a_graph_answers_as_the_predictor_for_any_number_of_films(run, tmp_path,
     assert "CC0" in facts["attribution"] and {path.name for path in tmp_path.iterdir()} == {"w.onnx"}
 
 
+@pytest.mark.slow
 def test_a_resnet_answers_as_the_predictor(tmp_path):
     pytest.importorskip("onnx", reason=WANTED)
     directory = save(tmp_path / "run", **RESNET)
