@@ -170,12 +170,7 @@ def test_evaluation_counts_every_film_once(ten_steps, devices):
 
 @pytest.mark.parametrize(
     "architecture",
-    [
-        "vgg",
-        "resnet",
-        "densenet",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnetv2", "efficientnet")),
-    ],
+    ["vgg", "densenet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet", "resnetv2", "efficientnet"))],
 )
 def test_a_step_of_every_architecture(architecture):
     made = plain(global_batch_size=4)
