@@ -62,7 +62,7 @@ def test_resnet_from_a_local_file(phantom_data, tmp_path):
     difference = np.abs(kernel - source).max()
     assert 0 < difference < 0.1 * np.abs(source).max()  # tuned, from what was read
 
-    (tmp_path / "film.png").write_bytes(film(700)["image"])
+    (tmp_path / "film.png").write_bytes(film(700).png)
     command("jobs/predict.py", f"--checkpoint={workdir}", f"--out={tmp_path / 'out.csv'}", str(tmp_path / "film.png"))
     header, row = (line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines())
     assert sum(float(row[header.index(name)]) for name in CLASSES) == pytest.approx(1, abs=1e-3)
