@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -10,6 +11,7 @@ from jobs import JobError, UsageError
 from jobs.training import loop, plan, steps, trainable
 from jobs.training.data import Films
 from model import checkpoint, layers
+from model.preprocess import to_input
 from model.registry import build
 from tests.jobs.test_loop import config as small
 from tests.jobs.test_loop import log, train
@@ -117,6 +119,18 @@ def test_what_is_frozen_moves_by_exactly_nothing(spec, rests):
         for path in before:
             resting = path.split("/")[1] in rests
             assert (before[path] == after[path]).all() == resting, path
+
+
+def test_the_head_is_trained_on_what_the_frozen_backbone_serves():
+    made, chosen = config(base.phase(1, 1e-2, "head"), label_smoothing=0.0), jax.devices()[:1]
+    compiled = plan.compile_steps(made, LABELS, chosen)
+    batch, variables = compiled.order.batch(0), jax.device_get(compiled.state.variables)
+    films = steps.replicate(Films(IMAGES, LABELS), chosen)
+    _, measured = compiled.phases[0].train_step(compiled.state, films, steps.layout(chosen).share(batch))
+    module = build("cnn", made.model.options.to_dict())
+    logits = module.apply(variables, to_input(IMAGES[batch[:, 0]], 32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS[batch[:, 0]])
+    np.testing.assert_allclose(measured["loss"], losses.mean(), rtol=1e-5)
 
 
 def test_the_optimizer_keeps_nothing_of_what_is_frozen():
