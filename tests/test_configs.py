@@ -13,7 +13,7 @@ from model.registry import build
 from model.weights.convert import FORMATS
 
 ROOT = Path(__file__).parents[1]
-NO_RECIPES = ("__init__", "base", "common")
+NO_RECIPES = ("__init__", "base", "adam")
 CONFIGS = [path.relative_to(ROOT) for path in sorted((ROOT / "configs").rglob("*.py")) if path.stem not in NO_RECIPES]
 
 

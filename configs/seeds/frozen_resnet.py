@@ -9,12 +9,12 @@ A fifth of the films is held out, by patient. Balanced by sampling, or by SMOTE 
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.seeds import common
+from configs.seeds import adam
 
 
 def get_config() -> ConfigDict:
     """The head for 10 epochs, all of it for 15 at a tenth of the rate; early stop and plateau."""
-    config = common.get_config()
+    config = adam.get_config()
     config.data.image_size = 224
     config.data.folds = 5
     config.data.balance = "sampling"

@@ -1,22 +1,17 @@
-"""ResNet50V2, pre-trained on ImageNet, fine-tuned for 10 epochs with zoom and rotation.
+"""ResNet50V2, pre-trained on ImageNet, in the recipe of configs/seeds/vgg16.py.
 
 python jobs/train.py --config configs/seeds/resnetv2.py --workdir runs/seed_resnetv2
 """
 
 from ml_collections import ConfigDict
 
-from configs import resnetv2 as tuned
-from configs.seeds import common
+from configs import resnetv2
+from configs.seeds import vgg16
 
 
 def get_config() -> ConfigDict:
     """All of it at 1e-4, at 224 px."""
-    config = common.get_config()
-    config.epochs = 10
-    config.data.image_size = 224
-    config.model = tuned.get_config().model
-    config.init_from = tuned.get_config().init_from
-    config.optimizer.learning_rate = 1e-4
-    config.augment.log_zoom = 0.2
-    config.augment.rotation_degrees = 20.0
+    config = vgg16.get_config()
+    config.model = resnetv2.get_config().model
+    config.init_from = resnetv2.get_config().init_from
     return config

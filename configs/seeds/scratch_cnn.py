@@ -5,12 +5,12 @@ python jobs/train.py --config configs/seeds/scratch_cnn.py --workdir runs/scratc
 
 from ml_collections import ConfigDict
 
-from configs.seeds import common
+from configs.seeds import adam
 
 
 def get_config() -> ConfigDict:
     """32 to 256 filters at 112 px; zoom, shift, rotation and flips."""
-    config = common.get_config()
+    config = adam.get_config()
     config.epochs = 15
     config.model.architecture = "vgg"
     config.model.options = ConfigDict(

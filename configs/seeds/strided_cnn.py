@@ -5,12 +5,12 @@ python jobs/train.py --config configs/seeds/strided_cnn.py --workdir runs/stride
 
 from ml_collections import ConfigDict
 
-from configs.seeds import common
+from configs.seeds import adam
 
 
 def get_config() -> ConfigDict:
     """Five strided convolutions, 16 to 256 filters, at 128 px."""
-    config = common.get_config()
+    config = adam.get_config()
     config.epochs = 10
     config.data.image_size = 128
     config.model.architecture = "vgg"

@@ -7,12 +7,12 @@
 
 from ml_collections import ConfigDict
 
-from configs.seeds import common
+from configs.seeds import adam
 
 
 def get_config() -> ConfigDict:
     """Three blocks of one convolution at 112 px, 10 epochs."""
-    config = common.get_config()
+    config = adam.get_config()
     config.epochs = 10
     config.model.architecture = "vgg"
     config.model.options = ConfigDict(

@@ -5,17 +5,17 @@ python jobs/train.py --config configs/seeds/vgg16.py --workdir runs/seed_vgg16
 
 from ml_collections import ConfigDict
 
-from configs import vgg as tuned
-from configs.seeds import common
+from configs import vgg
+from configs.seeds import adam
 
 
 def get_config() -> ConfigDict:
     """All of it at 1e-4, at 224 px."""
-    config = common.get_config()
+    config = adam.get_config()
     config.epochs = 10
     config.data.image_size = 224
-    config.model = tuned.get_config().model
-    config.init_from = tuned.get_config().init_from
+    config.model = vgg.get_config().model
+    config.init_from = vgg.get_config().init_from
     config.optimizer.learning_rate = 1e-4
     config.augment.log_zoom = 0.2
     config.augment.rotation_degrees = 20.0
