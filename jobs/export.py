@@ -34,7 +34,8 @@ import safetensors.numpy
 from absl import flags
 
 from jobs import JobError, UsageError, run, whole
-from model import checkpoint, graph, preprocess
+from jobs.exporting import graph
+from model import checkpoint, preprocess
 from model.calibration import SMALLEST, Calibration
 from model.labels import CLASSES
 from model.predictor import Predictor

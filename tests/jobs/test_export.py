@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jobs import JobError
-from model import checkpoint, graph, registry
+from jobs.exporting import graph
+from model import checkpoint, registry
 from model.calibration import FILE, Calibration
 from model.outliers import Member, Outliers
 from model.predictor import Predictor

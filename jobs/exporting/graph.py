@@ -168,7 +168,9 @@ class _Writer:
     def _operation(self, equation: Any, inputs: list[Any]) -> Any:
         """One operation of JAX, some of whose inputs are values of the graph."""
         name, parameters = equation.primitive.name, equation.params
-        unknown = NoSuchOperation(f"{name} with {parameters} has no form in ONNX here; add it to model/graph.py")
+        unknown = NoSuchOperation(
+            f"{name} with {parameters} has no form in ONNX here; add it to jobs/exporting/graph.py"
+        )
         if not inputs:  # the size of the batch as a number
             raise unknown
         shape = equation.outvars[0].aval.shape

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model import graph
+from jobs.exporting import graph
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="not installed: pip install -r requirements-export.txt")
 RANDOM = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_integers_are_cast():
     ("function", "message"),
     [
         (lambda x: jnp.sort(x), "sort with"),
-        (lambda x: x[:, jnp.argmax(x[0, 0, 0])], "has no form in ONNX here; add it to model/graph.py"),
+        (lambda x: x[:, jnp.argmax(x[0, 0, 0])], "has no form in ONNX here; add it to jobs/exporting/graph.py"),
         (lambda x: x.reshape(-1, 4)[::2], "iota with .* has no form"),
         (lambda x: jnp.cumsum(x, axis=1), "cumsum with"),
         (lambda x: x[:, ::-1], "rev with"),
