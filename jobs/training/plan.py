@@ -107,9 +107,15 @@ class Compiled(NamedTuple):
 
 def phases(config: ConfigDict) -> list[ConfigDict]:
     """Those of the config, or the one that all of it is."""
-    rates = ("learning_rate", "schedule", "warmup_epochs")
-    whole = {"epochs": config.get("epochs"), "trainable": "all", "layer_decay": 1.0}
-    return config.phases or [ConfigDict(whole | {name: config.optimizer[name] for name in rates})]
+    if config.phases:
+        return config.phases
+    rates = {name: config.optimizer[name] for name in ("learning_rate", "schedule", "warmup_epochs")}
+    return [ConfigDict({"epochs": config.epochs, "trainable": "all", "layer_decay": 1.0} | rates)]
+
+
+def phase_of(planned: Sequence[Phase], epoch: int) -> Phase:
+    """The one that an epoch, from 0, belongs to; beyond the last, as where a run was made shorter, that."""
+    return next((phase for phase in planned if epoch < phase.end_epoch), planned[-1])
 
 
 def epochs(config: ConfigDict) -> int:

@@ -17,7 +17,7 @@ from jobs import JobError, UsageError
 from jobs.datasets import films
 from jobs.datasets.splits import deal, patient_groups
 from jobs.evaluation import metrics, predictions
-from jobs.training import crossval, loop, runs
+from jobs.training import beginning, crossval, loop, runs
 from jobs.training.plan import check
 from model import checkpoint
 from model.labels import CLASSES
@@ -248,8 +248,8 @@ def test_seen_films_do_not_pass_for_held_out_ones(phantom_data, straight, tmp_pa
 
 def test_runs_of_before_there_were_folds_go_on_and_are_read_as_prepared(phantom_data, straight):
     older = checkpoint.load(straight[0] / "member-2").meta
-    assert loop._changes(tiny(phantom_data, seed=5), older).keys() == {"data.folds", "data.fold"}
+    assert beginning.changes(tiny(phantom_data, seed=5), older).keys() == {"data.folds", "data.fold"}
     del older["config"]["data"]["folds"], older["config"]["data"]["fold"]
-    assert loop._changes(tiny(phantom_data, seed=5), older) == {}
+    assert beginning.changes(tiny(phantom_data, seed=5), older) == {}
     names = films.read(phantom_data, "phantom", "validation").names
     assert films.read_as_trained([older], phantom_data, "validation").names == names

@@ -118,6 +118,12 @@ def test_a_finished_run_is_not_trained_further(phantom_data, straight):
     assert (straight[0] / "log.jsonl").read_text() == before
 
 
+def test_a_run_made_shorter_than_it_is_has_ended(phantom_data, straight):
+    printed = train(config(phantom_data, epochs=2), straight[0])
+    assert "changed since the run began: epochs: 4 -> 2" in printed and "going on after epoch 4 of 2" in printed
+    assert len(log(straight[0])) == 4
+
+
 def test_another_config_in_the_same_place_is_refused(phantom_data, straight):
     with pytest.raises(JobError, match=r"holds a run of another config \(label_smoothing: 0.05 -> 0.1; seed: 0 -> 1\)"):
         train(config(phantom_data, epochs=4, seed=1, label_smoothing=0.1), straight[0])

@@ -1,0 +1,90 @@
+"""What a run tells people: its files, its progress, and lines as it goes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from jobs import whole
+from jobs.evaluation import plots
+from jobs.training.plan import Phase, epochs, plain
+
+
+class Journal:
+    """What a run tells people: config.json, log.jsonl, TensorBoard events, curves.png, and a line an epoch."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, history: list[dict[str, Any]], console: Console):
+        self._epochs, self._workdir, self._console = epochs(config), workdir, console
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
+        with whole(workdir / "config.json") as path:
+            path.write_text(json.dumps(plain(config), indent=1))
+        self._write_log(history)  # a run that was killed may have logged more than it had saved
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+
+    def add(self, history: list[dict[str, Any]], scores: list[float]) -> None:
+        """Tells of the last epoch of `history`."""
+        row = history[-1]
+        self._write_log(history)
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._events.add_scalar(name, value, row["epoch"])
+        with whole(self._workdir / "curves.png") as path:
+            plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
+        self._console.print(_line(row, self._epochs), soft_wrap=True)
+
+    def _write_log(self, history: list[dict[str, Any]]) -> None:
+        with whole(self._workdir / "log.jsonl") as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in history))
+
+
+def provenance(origin: dict[str, Any]) -> str:
+    """What a person is told of the weights that a run begins with."""
+    which = f"commit {origin['commit']}" if "commit" in origin else f"step {origin['step']}" if "step" in origin else ""
+    size = f"{origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256'][:12]}" if "bytes" in origin else ""
+    known = ", ".join(filter(None, [which, size]))
+    new = f"; new: {', '.join(origin['new'])}" if origin["new"] else ""
+    left_out = f"; left out: {', '.join(origin['left_out'])}" if origin["left_out"] else ""
+    return f"begins with {origin['from']} ({known}){new}{left_out}"
+
+
+def announcement(phase: Phase, planned: Sequence[Phase], params: Any) -> str:
+    sizes = {path: leaf.size for path, leaf in flatten_dict(params, sep="/").items()}
+    count = sum(sizes[path] for path in phase.trained)
+    return (
+        f"phase {planned.index(phase) + 1} of {len(planned)}, {phase.epochs} epochs: trains {phase.trainable}, "
+        f"{count:,} of {sum(sizes.values()):,} parameters"
+    )
+
+
+def _line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+        f"accuracy {row['val_accuracy']:.3f}  macro-F1 {row['val_macro_f1']:.3f}  "
+        f"AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
+        + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
+    )
+
+
+def progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=console,
+    )
