@@ -10,7 +10,7 @@ help:
 	@echo "             (HEADLESS=1 make demo stops before serving)"
 	@echo "make space   serve the bundled model on http://localhost:$(PORT)"
 	@echo "make test    install the test extras; lint, types and the whole suite, but for the long tests"
-	@echo "make test-all  the long tests, too (8 minutes more), and what they cover"
+	@echo "make test-all  the long tests, too, and what they cover"
 	@echo "make parity  install PyTorch (a CPU build where pip finds one); compare every architecture with it"
 
 .venv/requirements: requirements.txt pyproject.toml
