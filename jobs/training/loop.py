@@ -117,6 +117,9 @@ def _train(
     state = steps.replicate(state, devices)
     feed = _feed(training, devices, resident, workers())
     evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
+    measure = functools.partial(
+        _measure, config, compiled.eval_step, (evaluation_feed, validation.labels), (feed, training.labels)
+    )
     epoch_steps = compiled.order.steps_per_epoch
     end = epochs(config) * epoch_steps
     batches = feed(Batches(compiled.order, len(history) * epoch_steps + len(losses), end))
@@ -156,15 +159,7 @@ def _train(
             state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, patience, advance, stop)
             if len(losses) == epoch_steps:
                 speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
-                ask = functools.partial(answers, compiled.eval_step, state.ema, batch_size=config.global_batch_size)
-                held_out = ask(evaluation_feed, len(validation.labels))
-                if config.objective == "contrastive":
-                    probabilities = nearest(ask(feed, len(training.labels)), training.labels, held_out)
-                else:
-                    from scipy.special import softmax  # half a second, which no `--help` should wait for
-
-                    probabilities = softmax(held_out, axis=1)
-                measured = metrics.score(validation.labels, probabilities)
+                measured = measure(state.ema)
                 skipped = int(np.isnan(losses).sum())
                 history.append(
                     {
@@ -200,19 +195,7 @@ def _train(
         return False
     if len(history) < epochs(config):
         console.print(f"stopped early: no better {config.select.metric} in {config.early_stopping_epochs} epochs")
-    best = history[int(np.argmax(scores))]
-    if config.objective == "contrastive":
-        then = f"python jobs/train.py --config configs/cnn.py --config.init_from={workdir} --workdir {workdir}_tuned"
-    else:
-        then = (
-            f"python jobs/evaluate.py --checkpoint {workdir} --split validation --data_dir {config.data.dir} "
-            f"--out {workdir / 'report'}"
-        )
-    console.print(
-        f"best: epoch {best['epoch']}, {config.select.metric} {best[config.select.metric]:.4f}; "
-        f"curves in {workdir / 'curves.png'}\nnext: {then}",
-        soft_wrap=True,
-    )
+    console.print(_conclusion(config, workdir, history, scores), soft_wrap=True)
     return True
 
 
@@ -284,6 +267,27 @@ def _epoch(
     return state, stopped
 
 
+def _measure(
+    config: ConfigDict,
+    eval_step: steps.EvalStep,
+    held_out: tuple[Feed, np.ndarray],
+    known: tuple[Feed, np.ndarray],
+    variables: Any,
+) -> dict[str, Any]:
+    """The figures of the held-out films; without a classifier, those of their nearest neighbours among the known."""
+
+    def ask(split: tuple[Feed, np.ndarray]) -> np.ndarray:
+        return answers(eval_step, variables, split[0], len(split[1]), config.global_batch_size)
+
+    if config.objective == "contrastive":
+        probabilities = nearest(ask(known), known[1], ask(held_out))
+    else:
+        from scipy.special import softmax  # half a second, which no `--help` should wait for
+
+        probabilities = softmax(ask(held_out), axis=1)
+    return metrics.score(held_out[1], probabilities)
+
+
 def answers(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, batch_size: int) -> np.ndarray:
     """(count, K) of a split, every film exactly once."""
     batches = evaluation_batches(count, batch_size)
@@ -306,6 +310,22 @@ def nearest(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.n
 
     vote = KNeighborsClassifier(min(20, len(labels)), metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
     return 0.97 * vote.fit(known, labels).predict_proba(features) + 0.03 / len(CLASSES)  # none is impossible
+
+
+def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]], scores: list[float]) -> str:
+    """What a person is told of a run that has ended, and what to do next."""
+    best = history[int(np.argmax(scores))]
+    if config.objective == "contrastive":
+        then = f"python jobs/train.py --config configs/cnn.py --config.init_from={workdir} --workdir {workdir}_tuned"
+    else:
+        then = (
+            f"python jobs/evaluate.py --checkpoint {workdir} --split validation --data_dir {config.data.dir} "
+            f"--out {workdir / 'report'}"
+        )
+    return (
+        f"best: epoch {best['epoch']}, {config.select.metric} {best[config.select.metric]:.4f}; "
+        f"curves in {workdir / 'curves.png'}\nnext: {then}"
+    )
 
 
 def _epochs_skipped(history: list[dict[str, Any]], epoch_steps: int) -> int:
