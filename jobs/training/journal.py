@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from jobs import whole
 from jobs.evaluation import plots
 from jobs.training.plan import Phase, epochs, plain
+from model.labels import CLASSES
 
 
 class Journal:
@@ -57,9 +58,14 @@ def provenance(origin: dict[str, Any]) -> str:
     which = f"commit {origin['commit']}" if "commit" in origin else f"step {origin['step']}" if "step" in origin else ""
     size = f"{origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256'][:12]}" if "bytes" in origin else ""
     known = ", ".join(filter(None, [which, size]))
-    new = f"; new: {', '.join(origin['new'])}" if origin["new"] else ""
-    left_out = f"; left out: {', '.join(origin['left_out'])}" if origin["left_out"] else ""
-    return f"begins with {origin['from']} ({known}){new}{left_out}"
+    told = [f"begins with {origin['from']} ({known})"]
+    if "mean" in origin:
+        mean, std = (", ".join(f"{value:g}" for value in origin[name]) for name in ("mean", "std"))
+        told.append(f"trained on pixels in [0, 1] less {mean}, over {std}")
+    told += [f"{name.replace('_', ' ')}: {', '.join(origin[name])}" for name in ("new", "left_out") if origin[name]]
+    if "mean" in origin and not origin["new"]:
+        told.append(f"its classifier is taken for one of {', '.join(CLASSES)}, in that order")
+    return "; ".join(told)
 
 
 def announcement(phase: Phase, planned: Sequence[Phase], params: Any) -> str:

@@ -36,7 +36,16 @@ HALVES = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 XRAY = (0.5,), (1 / 2048,)
 
 _SUFFIX = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, Lightning and torch.compile
+_HEADS = ("head", "projection")  # no part of the backbone; the projection is that of one trained without labels
+# How timm names the networks that compute as ours do. Others have arrays of the same names and shapes, which would fit
+# and give nonsense: tf_efficientnet_b0 pads otherwise, resnetblur50 blurs.
+TIMM = {
+    "resnet": r"resnet\d+",
+    "resnetv2": r"resnetv2_\d+",
+    "vgg": r"vgg\d+(_bn)?",
+    "densenet": r"densenet\d+",
+    "efficientnet": r"efficientnet_b\d",
+}
 
 
 class Converted(NamedTuple):
@@ -45,6 +54,8 @@ class Converted(NamedTuple):
     variables: dict[str, Any]  # params and batch_stats, nested dicts of numpy float32
     new: list[str]  # paths of the head's parameters that stay as initialised
     left_out: list[str]  # keys of the file's classifier that have no place here
+    mean: float | Sequence[float]  # what the first convolution was taken to be given: pixels in [0, 1] less this,
+    std: float | Sequence[float]  # over this
 
 
 class Format(NamedTuple):
@@ -100,19 +111,16 @@ _RESNET: Rules = (
 
 
 def _transformers(part: str) -> Callable[..., str]:
-    return lambda stage, block, n: f"resnet.encoder.stages.{stage - 1}.layers.{block - 1}.layer.{n - 1}.{part}"
+    return lambda stage, block, n: f"encoder.stages.{stage - 1}.layers.{block - 1}.layer.{n - 1}.{part}"
 
 
 _RESNET_TRANSFORMERS: Rules = (
-    (r"stem/conv", lambda: "resnet.embedder.embedder.convolution"),
-    (r"stem/norm", lambda: "resnet.embedder.embedder.normalization"),
+    (r"stem/conv", lambda: "embedder.embedder.convolution"),
+    (r"stem/norm", lambda: "embedder.embedder.normalization"),
     (r"stage(\d)/block(\d+)/conv(\d)", _transformers("convolution")),
     (r"stage(\d)/block(\d+)/norm(\d)", _transformers("normalization")),
-    (r"stage(\d)/block1/shortcut", lambda stage: f"resnet.encoder.stages.{stage - 1}.layers.0.shortcut.convolution"),
-    (
-        r"stage(\d)/block1/shortcut_norm",
-        lambda stage: f"resnet.encoder.stages.{stage - 1}.layers.0.shortcut.normalization",
-    ),
+    (r"stage(\d)/block1/shortcut", lambda stage: f"encoder.stages.{stage - 1}.layers.0.shortcut.convolution"),
+    (r"stage(\d)/block1/shortcut_norm", lambda stage: f"encoder.stages.{stage - 1}.layers.0.shortcut.normalization"),
     (r"head/logits", lambda: "classifier.1"),
 )
 _RESNETV2: Rules = (
@@ -160,7 +168,7 @@ _EFFICIENTNET: Rules = (
     (r"head/logits", lambda: "classifier"),
 )
 
-# TorchXRayVision keeps the thresholds of its findings, op_threshs, beside its classifier.
+# TorchXRayVision keeps the thresholds of its findings, op_threshs, beside its classifier or beside the whole network.
 FORMATS: dict[str, tuple[Format, ...]] = {
     "resnet": (
         Format(
@@ -171,7 +179,7 @@ FORMATS: dict[str, tuple[Format, ...]] = {
         ),
         Format(
             ("transformers",),
-            r"resnet\.encoder\.stages\.0\.layers\.0\.layer\.2\.convolution\.weight",
+            r"encoder\.stages\.0\.layers\.0\.layer\.2\.convolution\.weight",
             _by(_RESNET_TRANSFORMERS),
             r"classifier\..+",
         ),
@@ -229,7 +237,7 @@ def convert(
 
     Args:
       architecture: a key of FORMATS.
-      arrays: the file: its keys, which may share a prefix such as "module.", and its arrays.
+      arrays: the file: its keys, which may have a prefix of wrappers such as "module.", and its arrays.
       variables: the freshly initialised {"params", "batch_stats"} of the network to fill; read, not changed.
       mean: subtracted from pixels in [0, 1] where the weights were trained, one number or one a channel. None for
         ImageNet's; for .5, as timm does, of resnetv2; for TorchXRayVision's of a first convolution of one channel.
@@ -241,7 +249,7 @@ def convert(
     """
     if architecture not in FORMATS:
         raise WeightsError(f"no weights are known for {architecture}; there are some for {', '.join(FORMATS)}")
-    keys = _plain(arrays)
+    keys = _plain(arrays, architecture)
     ours = _flat(variables)
     layers: dict[str, list[str]] = {}
     for path in ours:
@@ -251,14 +259,16 @@ def convert(
     names = format.names(layers)
     first = f"params/{'stem/conv' if 'stem/conv' in layers else 'stage1/conv1'}/kernel"
     grid = _grid(ours) if architecture == "vgg" else ""
+    stem = arrays.get(keys.get(f"{names[_layer(first)]}.weight", ""), np.zeros(()))
+    default = XRAY if stem.shape[1:2] == (1,) else HALVES if architecture == "resnetv2" else IMAGENET
+    mean, std = default[0] if mean is None else mean, default[1] if std is None else std
 
     def fitted(path: str, source: np.ndarray) -> np.ndarray:
         """The array of a file in our layout, in whatever shape it then has."""
         source = _arranged(source, ours[path].shape, path == grid)
         if path != first or source.ndim != 4 or source.shape[2] not in (1, 3) or _unreal(source):
             return source
-        default = XRAY if source.shape[2] == 1 else HALVES if architecture == "resnetv2" else IMAGENET
-        return gray_kernel(source, default[0] if mean is None else mean, default[1] if std is None else std)
+        return gray_kernel(source, mean, std)
 
     filled: dict[str, np.ndarray] = {}
     used: set[str] = set()
@@ -268,7 +278,7 @@ def convert(
         found = {path: np.asarray(arrays[keys[key]]) for path, key in wanted.items() if key in keys}
         made = {path: fitted(path, source) for path, source in found.items()}
         fits = {path for path, array in made.items() if array.shape == ours[path].shape}
-        if layer.startswith("head/") and len(fits) < len(paths):
+        if is_head(layer) and len(fits) < len(paths):
             continue
         used |= set(wanted.values())
         if f"batch_stats/{layer}/mean" in paths:
@@ -294,7 +304,12 @@ def convert(
         raise WeightsError("\n".join(lines))
     new = [path.partition("/")[2] for path in ours if path.startswith("params/") and path not in filled]
     tree = jax.tree_util.tree_map_with_path(lambda path, leaf: filled.get(_path(path), np.asarray(leaf)), variables)
-    return Converted(dict(tree), new, left_out)
+    return Converted(dict(tree), new, left_out, mean, std)
+
+
+def is_head(path: str) -> bool:
+    """Whether a layer or parameter is no part of the backbone."""
+    return path.partition("/")[0] in _HEADS
 
 
 def gray_kernel(kernel: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]) -> np.ndarray:
@@ -318,7 +333,10 @@ def gray_kernel(kernel: np.ndarray, mean: float | Sequence[float], std: float | 
         except (TypeError, ValueError) as error:
             raise WeightsError(f"{what} is {value!r}; give numbers, one for each channel: {channels}") from error
         if numbers.shape not in ((1,), (channels,)):
-            raise WeightsError(f"{what} has {numbers.size} numbers; the first convolution takes {channels}")
+            raise WeightsError(
+                f"{what} has {numbers.size} numbers; the first convolution takes {channels}; mend the config.json "
+                "beside the weights"
+            )
         if not np.isfinite(numbers).all() or (what == "std" and (numbers <= 0).any()):
             raise WeightsError(f"{what} is {value}; it must be finite{', and above 0' if what == 'std' else ''}")
     means, deviations = (np.broadcast_to(np.asarray(value, np.float64), channels) for value in (mean, std))
@@ -326,17 +344,18 @@ def gray_kernel(kernel: np.ndarray, mean: float | Sequence[float], std: float | 
     return np.einsum("pc,hwcf->hwpf", planes, kernel.astype(np.float64))
 
 
-def _plain(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Their keys without a prefix that all share, in the spelling of today -> as they stand in the file."""
+def _plain(arrays: Mapping[str, np.ndarray], architecture: str) -> dict[str, str]:
+    """Their keys in the spelling of today, without the prefix of wrappers -> as they stand in the file."""
     if not arrays:
         raise WeightsError("there is no array in the weights")
-    cut = 0
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p, cut) for key in arrays)), ""):
-        cut += len(prefix)
+    # Before module names could have no dots, torchvision wrote DenseNet's norm1 as norm.1.
+    spelled = {key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key) for key in arrays}
+    formats = (*FORMATS[architecture], *(format for formats in FORMATS.values() for format in formats))
+    found = (re.fullmatch(rf"(.+\.)?{format.signature}", name) for format in formats for name in spelled.values())
+    prefix = next((match[1] or "" for match in found if match), "")
     plain: dict[str, str] = {}
-    for key in arrays:
-        # Before module names could have no dots, torchvision wrote DenseNet's norm1 as norm.1.
-        name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key[cut:])
+    for key, name in spelled.items():
+        name = name.removeprefix(prefix)
         if name in plain:
             raise WeightsError(f"{plain[name]} and {key} are two spellings of one name")
         plain[name] = key
@@ -393,9 +412,10 @@ def _layer(path: str) -> str:
 
 def _grid(ours: Mapping[str, np.ndarray]) -> str:
     """The path of VGG's dense layer that sees the flattened grid; empty if none does."""
-    path = "params/head/dense1/kernel" if "params/head/dense1/kernel" in ours else "params/head/logits/kernel"
+    dense = ("params/head/dense1/kernel", "params/head/logits/kernel")
+    path = next((path for path in dense if path in ours), "")
     last = max(path for path in ours if re.fullmatch(r"params/stage\d/conv\d/kernel", path))
-    return path if len(ours[path]) == GRID**2 * ours[last].shape[-1] else ""
+    return path if path and len(ours[path]) == GRID**2 * ours[last].shape[-1] else ""
 
 
 def _arranged(source: np.ndarray, shape: tuple[int, ...], grid: bool) -> np.ndarray:
@@ -413,10 +433,12 @@ def _arranged(source: np.ndarray, shape: tuple[int, ...], grid: bool) -> np.ndar
 
 
 def _batch_norm(architecture: str, keys: Mapping[str, str], layers: Collection[str]) -> str:
-    """The sentence for a VGG with BatchNorm in a network without, or the other way round; else empty."""
-    given, taken = _any(r"features\.\d+\.running_mean", keys), "stage1/norm1" in layers
-    if architecture != "vgg" or given == taken:
+    """The sentence for weights with BatchNorm in a network without, or the other way round; else empty."""
+    given, taken = _any(r".+\.running_mean", keys), architecture != "vgg" or "stage1/norm1" in layers
+    if given == taken:
         return ""
+    if architecture != "vgg":
+        return f"these are the weights of a network without BatchNorm (with GroupNorm?), and {architecture} has it"
     return (
         f"these are the weights of a VGG {'with' if given else 'without'} BatchNorm, and the network has "
         f"{'some' if taken else 'none'}; set the option batch_norm to {given}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from model import checkpoint
 from model.weights import WeightsError
-from model.weights.convert import Converted, convert
+from model.weights.convert import TIMM, convert, is_head
 from model.weights.source import Source
 
 
@@ -17,7 +18,7 @@ class Filled(NamedTuple):
     """A network's variables, and where they are from."""
 
     variables: dict[str, Any]  # {"params", "batch_stats"}, numpy float32
-    origin: dict[str, Any]  # JSON: the facts of the source; `new` and `left_out`, as Converted has them
+    origin: dict[str, Any]  # JSON: the facts of the source; `new`, `left_out`, `mean` and `std`, as Converted has them
 
 
 def fill(source: Source, architecture: str, variables: Mapping[str, Any]) -> Filled:
@@ -31,37 +32,48 @@ def fill(source: Source, architecture: str, variables: Mapping[str, Any]) -> Fil
     Raises:
       WeightsError: they do not fit; every mismatch is named.
     """
-    spec, meta = source.facts["from"], source.meta
-    if meta is None:
-        mean, std = (source.facts.get(name) for name in ("mean", "std"))
-        converted = convert(architecture, source.arrays, variables, mean, std)
-    elif meta["architecture"] != architecture:
+    filled = _foreign if source.meta is None else _own
+    return filled(source, architecture, variables)
+
+
+def _foreign(source: Source, architecture: str, variables: Mapping[str, Any]) -> Filled:
+    """Of other libraries."""
+    facts = source.facts
+    converted = convert(architecture, source.arrays, variables, facts.get("mean"), facts.get("std"))
+    if "network" in facts and not re.fullmatch(TIMM[architecture], facts["network"]):
+        raise WeightsError(
+            f"{facts['from']}: the config.json beside it says that it is timm's {facts['network']}, which computes "
+            f"otherwise than {architecture} does from arrays of the same shapes; give other weights, such as those in "
+            f"configs/{architecture}.py"
+        )
+    normalisation = {name: np.atleast_1d(getattr(converted, name)).tolist() for name in ("mean", "std")}
+    origin = facts | normalisation | {"new": converted.new, "left_out": converted.left_out}
+    return Filled(converted.variables, origin)
+
+
+def _own(source: Source, architecture: str, variables: Mapping[str, Any]) -> Filled:
+    """Of this project: every array of the backbone, and the head where all of it fits."""
+    spec, meta, arrays = source.facts["from"], source.meta, source.arrays
+    assert meta
+    if meta["architecture"] != architecture:
         raise WeightsError(
             f"{spec} is a {meta['architecture']}, {architecture} is needed; give another run, or "
             f"--config.model.architecture={meta['architecture']}"
         )
-    else:
-        try:
-            converted = _own(source.arrays, variables)
-        except checkpoint.CheckpointError as error:
-            raise WeightsError(f"{spec}, with the options {meta['options']}: {error}") from error
-    origin = source.facts | {"new": converted.new, "left_out": converted.left_out}
-    if meta is not None:
-        origin["origin"] = meta.get("origin")  # of a run that did not begin at random, either
-    return Filled(converted.variables, origin)
-
-
-def _own(arrays: Mapping[str, np.ndarray], variables: Mapping[str, Any]) -> Converted:
-    """Those of this project: every array of the backbone, and the head where all of it fits."""
     ours = checkpoint.to_arrays(variables)
-    mine, theirs = ({name: known[name].shape for name in known if _is_head(name)} for known in (ours, arrays))
-    if mine == theirs:
-        return Converted(checkpoint.from_arrays(dict(variables), arrays), [], [])
-    taken = {name: array for name, array in arrays.items() if name not in theirs} | {name: ours[name] for name in mine}
-    new = [name.removeprefix("params/") for name in mine if name.startswith("params/")]
-    return Converted(checkpoint.from_arrays(dict(variables), taken), new, list(theirs))
-
-
-def _is_head(name: str) -> bool:
-    """Whether an array is no part of the backbone; a backbone trained without labels has a projection."""
-    return name.split("/")[1] in ("head", "projection")
+    mine, theirs = (
+        {name: known[name].shape for name in known if is_head(name.partition("/")[2])} for known in (ours, arrays)
+    )
+    new: list[str] = []
+    left_out: list[str] = []
+    if mine != theirs:
+        kept = {name: array for name, array in arrays.items() if name not in theirs}
+        arrays = kept | {name: ours[name] for name in mine}
+        new = [name.removeprefix("params/") for name in mine if name.startswith("params/")]
+        left_out = list(theirs)
+    try:
+        filled = checkpoint.from_arrays(dict(variables), arrays)
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(f"{spec}, with the options {meta['options']}: {error}") from error
+    # It may not have begun at random, either.
+    return Filled(filled, source.facts | {"new": new, "left_out": left_out, "origin": meta.get("origin")})

@@ -21,7 +21,7 @@ from model import checkpoint
 from model.weights import WeightsError, torch_file
 
 HUB = "hf://"
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # looked for in this order where no file is named
+HUB_FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")  # looked for in this order where no file is named
 SAFETENSORS, TORCH = (".safetensors",), (".pth", ".pt", ".bin")
 META = "pneumoscope_meta"  # the entry of a .safetensors file that holds a checkpoint's meta
 TIMEOUT_SECONDS = 10
@@ -58,7 +58,8 @@ def read(spec: str) -> Source:
     Returns:
       Arrays by name. `facts` holds `from`, the spec; of a file `file`, `bytes`, `sha256`; of the hub `repository`,
       `commit` and `reached`, whether the hub was asked or, without network, its cache alone; of a checkpoint `step` and
-      `weights_digest`; and where the file lies beside a config.json of timm, `mean` and `std` of a pixel in [0, 1].
+      `weights_digest`; and where the file lies beside a config.json of timm, `network`, as timm calls it, and `mean`
+      and `std` of a pixel in [0, 1].
 
     Raises:
       WeightsError: nothing there, or nothing that can be read and verified.
@@ -142,21 +143,23 @@ def _of_checkpoint(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_config(path: Path) -> dict[str, Any]:
-    """Of a config.json of timm the mean and the deviation of each channel; nothing of any other, or where none is."""
+    """Of a config.json of timm the network, and the mean and deviation of each channel; of any other what it has."""
     if not path.is_file():
         return {}
     try:
-        pretrained = json.loads(path.read_text()).get("pretrained_cfg", {})
+        config = json.loads(path.read_text())
+        pretrained = config.get("pretrained_cfg", config)  # timm had all in one before
         found = {name: [float(value) for value in pretrained[name]] for name in ("mean", "std") if name in pretrained}
         if not all(math.isfinite(value) for values in found.values() for value in values) or 0 in found.get("std", []):
             raise ValueError(f"mean and std are {found}")
+        network = {"network": str(config["architecture"])} if found and "architecture" in config else {}
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path}, beside the weights, cannot be read ({error}); mend it, or move it away") from error
-    return found
+    return found | network
 
 
 def _from_hub(spec: str) -> Source:
-    parts = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+))?", spec)
+    parts = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@(refs/[^/@]+/[^/@]+|[^/@]+))?(?:/(.+))?", spec)
     if not parts:
         raise WeightsError(f"{spec} is no file of the hub; give {HUB}OWNER/NAME[@REVISION][/FILE]")
     repository, revision, named = parts[1], parts[2] or "main", parts[3]
@@ -165,10 +168,7 @@ def _from_hub(spec: str) -> Source:
         raise WeightsError(f"{spec}: {named} is of no known kind; read are {', '.join(SAFETENSORS + TORCH)}")
     try:
         found = _fetch(repository, revision, [named] if named else HUB_FILES)
-        if not found:
-            wanted = named or " or ".join(HUB_FILES)
-            raise WeightsError(f"{spec}: the hub has no {wanted} in {repository} at {revision}; see {page}/tree/main")
-        if found.reached:
+        if found and found.reached:
             _fetch(repository, found.commit, ["config.json"])  # to lie beside it
     except errors.GatedRepoError as error:
         raise WeightsError(
@@ -190,6 +190,9 @@ def _from_hub(spec: str) -> Source:
     except (errors.HTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{spec} could not be fetched from {page} ({reason}); try again") from error
+    if not found:
+        wanted = named or ", ".join(HUB_FILES)
+        raise WeightsError(f"{spec}: the hub has no {wanted} in {repository} at {revision}; see {page}/tree/main")
     if not found.reached:
         logging.warning("the hub cannot be reached: %s is taken from its cache, commit %s", spec, found.commit)
     source = _from_file(spec, found.path, repository=repository, commit=found.commit, reached=found.reached)

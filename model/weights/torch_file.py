@@ -22,7 +22,7 @@ import numpy as np
 
 from model.weights import WeightsError
 
-WRAPPERS = ("state_dict", "model")  # keys under which a training checkpoint keeps its weights
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which a training checkpoint keeps its weights
 LARGEST = 16  # times the file, that its tensors may be: half precision doubles, and tied weights are counted twice
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how a file of torch before 1.6 begins
 
@@ -269,10 +269,10 @@ def _storage(identifier: Any) -> _Storage:
 
 
 def _weights(root: Any) -> dict[str, _Tensor]:
-    """The tensors of a dict, or of the dict it has under a key of WRAPPERS."""
+    """The tensors of the dict under a key of WRAPPERS, or of all of it: a wrapper may have tensors of its own."""
     if not isinstance(root, dict):
         raise WeightsError(f"it holds a {type(root).__name__.strip('_')}, not a dict of tensors; {_CURE}")
-    for inner in (root, *(root.get(key) for key in WRAPPERS)):
+    for inner in (*(root.get(key) for key in WRAPPERS), root):
         if isinstance(inner, dict):
             found = {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, _Tensor)}
             if found:

@@ -1,6 +1,8 @@
 """Runs that begin with weights from elsewhere: every backbone arrives, in the checkpoint it is said from where."""
 
 import hashlib
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import base
+from jobs.evaluation import cards
 from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -19,6 +22,7 @@ from tests.jobs.test_loop import config, train
 from tests.model.weights.test_convert import file
 
 OPTIONS = {"convolutions": (1, 2), "filters": (4, 8), "batch_norm": True, "head": (), "global_pool": True}
+FILM = jnp.zeros((1, 32, 32, 1))
 
 
 def vgg(data_dir, source, **changes):
@@ -33,7 +37,7 @@ def vgg(data_dir, source, **changes):
 def weights(tmp_path_factory):
     """A file as torchvision lays them out, of 1000 classes, and what it is in our layout."""
     module = build("vgg", OPTIONS)
-    variables = jax.device_get(module.init(jax.random.key(1), jnp.zeros((1, 32, 32, 1))))
+    variables = jax.device_get(module.init(jax.random.key(1), FILM))
     arrays = file("vgg", variables, index=1)
     arrays |= {"classifier.6.weight": np.ones((1000, 8), np.float32), "classifier.6.bias": np.ones(1000, np.float32)}
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
@@ -58,8 +62,8 @@ def test_a_pre_trained_backbone_is_frozen_then_tuned(phantom_data, weights, tmp_
     printed = train(vgg(phantom_data, path), tmp_path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     size = f"{path.stat().st_size / 1e6:.1f} MB"
-    assert f"begins with {path} ({size}, sha256 {digest[:12]}); new: head/logits/bias, head/logits/kernel" in printed
-    assert "left out: classifier.6.bias, classifier.6.weight" in printed
+    assert f"begins with {path} ({size}, sha256 {digest[:12]}); trained on pixels in [0, 1] less 0.485, " in printed
+    assert "; new: head/logits/bias, head/logits/kernel; left out: classifier.6.bias, classifier.6.weight" in printed
     frozen, meta = saved[1]
     assert all((frozen[name] == array).all() for name, array in backbone(expected).items())
     assert meta["origin"]["sha256"] == digest and meta["origin"]["bytes"] == path.stat().st_size
@@ -93,6 +97,36 @@ def test_weights_of_another_network_are_refused(phantom_data, weights, tmp_path)
     assert not checkpoint.steps(tmp_path)
 
 
+def test_a_network_that_computes_otherwise_is_refused_by_its_name(phantom_data, weights, tmp_path):
+    shutil.copy(weights[0], tmp_path)
+    beside = {"pretrained_cfg": {"mean": [0.5], "std": [0.25]}}
+    (tmp_path / "config.json").write_text(json.dumps(beside | {"architecture": "tf_vgg16"}))
+    made = vgg(phantom_data, tmp_path / weights[0].name)
+    with pytest.raises(WeightsError, match=r"it is timm's tf_vgg16, which computes otherwise than vgg does"):
+        train(made, tmp_path / "run")
+    (tmp_path / "config.json").write_text(json.dumps(beside | {"architecture": "vgg16_bn"}))
+    assert "; trained on pixels in [0, 1] less 0.5, over 0.25;" in train(made, tmp_path / "run")
+    origin = checkpoint.load(tmp_path / "run").meta["origin"]
+    assert (origin["network"], origin["mean"], origin["std"]) == ("vgg16_bn", [0.5], [0.25])
+
+
+def test_a_classifier_that_fits_is_said_to_be_kept(phantom_data, tmp_path):
+    module = build("vgg", OPTIONS)
+    save_file(file("vgg", jax.device_get(module.init(jax.random.key(1), FILM)), index=1), tmp_path / "w.safetensors")
+    printed = train(vgg(phantom_data, tmp_path / "w.safetensors"), tmp_path / "run")
+    assert "; its classifier is taken for one of normal, bacterial, viral, in that order" in printed
+    assert "; trained on pixels in [0, 1] less 0.485, 0.456, 0.406, over 0.229, 0.224, 0.225;" in printed
+    assert checkpoint.load(tmp_path / "run").meta["origin"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_a_backbone_without_labels_may_begin_elsewhere(phantom_data, weights, tmp_path):
+    made = config(phantom_data, objective="contrastive", init_from=str(weights[0]))
+    made.model.architecture, made.model.options = "vgg", type(made)(OPTIONS)
+    made.select.metric, made.select.mode, made.data.balance = "val_balanced_accuracy", "max", "none"
+    made.epochs = 1
+    assert "; new: projection/dense1/bias, " in train(made, tmp_path)
+
+
 def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     made = config(phantom_data, objective="contrastive", **{"select.metric": "val_balanced_accuracy"})
     made.select.mode, made.data.balance = "max", "none"
@@ -122,6 +156,12 @@ def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     same = checkpoint.to_arrays(again.variables)
     assert all((same[name] == array).all() for name, array in checkpoint.to_arrays(after.variables).items())
     assert again.meta["origin"]["origin"]["from"] == str(tmp_path / "selfsup")
+    leaving = checkpoint.shared(again.meta)  # without the folders, which are nobody's business
+    assert leaving["config"]["init_from"] == leaving["origin"]["from"] == "tuned"
+    assert leaving["origin"]["origin"]["from"] == "selfsup"
+    assert str(tmp_path) not in str({name: value for name, value in leaving.items() if name != "dataset"})
+    assert cards._origin(leaving["origin"]).startswith("`tuned` (step ")
+    assert ", which was begun with `selfsup` (step " in cards._origin(leaving["origin"])
     other = config(phantom_data, init_from=str(tmp_path / "tuned"))
     other.model.options.widths = (4, 16)
     with pytest.raises(WeightsError, match=r"with the options .*stage2/.* is \(.*\), \(.*\) is needed"):

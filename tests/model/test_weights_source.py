@@ -178,10 +178,11 @@ def test_any_protocol_of_pickle_is_read(tmp_path, protocol):
     same(source.read(str(write_zip(tmp_path / "w.pt", stored, protocol))).arrays, expected)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
 def test_the_weights_of_a_training_checkpoint_are_unwrapped(tmp_path, key):
     wrapped = {
         "epoch": 3,
+        "best_accuracy": tensor(Storage(KERNEL + 2, key="b")),
         "optimizer": {"state": {0: {"momentum": tensor(Storage(KERNEL + 1, key="o"))}}, "lr": [0.1, None]},
         key: {"kernel": tensor(Storage(KERNEL)), "note": "no tensor"},
     }
@@ -445,8 +446,12 @@ def test_the_mean_and_deviation_of_timm_are_facts(tmp_path):
     config.write_text(json.dumps({"pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "crop": 1}}))
     facts = source.read(str(path)).facts
     assert facts["mean"] == [0.5, 0.4, 0.3] and facts["std"] == [0.2, 0.2, 0.2] and "crop" not in facts
-    config.write_text(json.dumps({"model_type": "other"}))
-    assert "mean" not in source.read(str(path)).facts
+    old = {"architecture": "resnet50", "mean": [0.5], "std": [0.2]}
+    config.write_text(json.dumps(old))
+    facts = source.read(str(path)).facts
+    assert (facts["network"], facts["mean"], facts["std"]) == ("resnet50", [0.5], [0.2])
+    config.write_text(json.dumps({"model_type": "other", "architecture": "another"}))
+    assert not {"mean", "network"} & source.read(str(path)).facts.keys()
     for text in (
         "{",
         "[]",
@@ -481,7 +486,7 @@ def hub(tmp_path, monkeypatch):
             code, reason = errors.get(repository, (200, ""))
             if code == 200 and repository not in files:
                 code, reason = 401, "RepoNotFound"
-            elif code == 200 and revision not in ("main", "v1", COMMIT):
+            elif code == 200 and revision not in ("main", "v1", "refs%2Fpr%2F1", COMMIT):
                 code, reason = 404, "RevisionNotFound"
             elif code == 200 and file not in files[repository]:
                 code, reason = 404, "EntryNotFound"
@@ -541,7 +546,8 @@ def test_a_repository_is_read_pinned_and_cached(hub, tmp_path, monkeypatch, capl
     assert read.facts == expected and read.meta is None
     fetched = [line for line in hub.asked if line.startswith("GET")]
     assert len(fetched) == 2
-    assert source.read("hf://timm/net@v1").facts == expected | {"from": "hf://timm/net@v1"}
+    for revision in ("v1", "refs/pr/1"):
+        assert source.read(f"hf://timm/net@{revision}").facts == expected | {"from": f"hf://timm/net@{revision}"}
     assert [line for line in hub.asked if line.startswith("GET")] == fetched  # nothing twice
 
     point_to(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")  # discard: nobody listens
@@ -575,9 +581,9 @@ def test_the_file_of_torch_is_taken_where_there_is_no_other(hub, tmp_path, monke
         ("hf://a/b@v9", "a/b has no revision v9; see http.*/a/b/commits/main"),
         (
             "hf://a/b",
-            r"the hub has no model\.safetensors or pytorch_model\.bin in a/b at main; see http.*/a/b/tree/main",
+            r"^hf://a/b: the hub has no model\.safetensors, pytorch_model\.bin, model\.pt in a/b at main; see .*/main",
         ),
-        ("hf://a/b@v1/w.pth", r"the hub has no w\.pth in a/b at v1"),
+        ("hf://a/b@v1/w.pth", r"^hf://a/b@v1/w\.pth: the hub has no w\.pth in a/b at v1"),
         ("hf://a/down", r"the hub cannot be reached \(.*503.*\), and its cache has no such file"),
         ("hf://a/b--c", "could not be fetched|the hub has no"),
         ("hf://a/b/../../w.pth", "could not be fetched|the hub has no"),

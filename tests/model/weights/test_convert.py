@@ -77,9 +77,9 @@ def file(name, variables, index=0, colours=3):
         (
             "resnet", 1, {}, 320,
             {
-                "resnet.embedder.embedder.convolution.weight": (64, 3, 7, 7),
-                "resnet.encoder.stages.0.layers.0.shortcut.convolution.weight": (256, 64, 1, 1),
-                "resnet.encoder.stages.2.layers.5.layer.1.normalization.bias": (256,),
+                "embedder.embedder.convolution.weight": (64, 3, 7, 7),
+                "encoder.stages.0.layers.0.shortcut.convolution.weight": (256, 64, 1, 1),
+                "encoder.stages.2.layers.5.layer.1.normalization.bias": (256,),
                 "classifier.1.bias": (3,),
             },
         ),
@@ -199,18 +199,38 @@ def refusal(name, arrays, variables, **normalisation):
     return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "_orig_mod.model."])
-def test_a_prefix_that_all_keys_share_is_no_part_of_them(prefix):
-    variables, arrays = densenet()
-    expected = convert("densenet", arrays, variables)
-    found = convert("densenet", {prefix + key: array for key, array in arrays.items()}, variables)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.densenet121.", "_orig_mod.model."])
+@pytest.mark.parametrize("name", ["densenet", "resnet"])
+def test_a_prefix_of_wrappers_is_no_part_of_the_names(name, prefix):
+    variables = network(name, TINY[name])
+    arrays = file(name, variables)
+    expected = convert(name, arrays, variables)
+    wrapped = {prefix + key: array for key, array in arrays.items()}
+    jax.tree.map(np.testing.assert_array_equal, convert(name, wrapped, variables), expected)
+    # What TorchXRayVision's network keeps beside the one that it wraps.
+    found = convert(name, wrapped | {"op_threshs": np.full(18, np.nan)}, variables)
+    assert found.left_out == ["op_threshs"] and found.new == []
 
 
-def test_a_prefix_that_one_key_lacks_is_a_part_of_them():
+def test_what_is_beside_a_wrapped_network_is_named():
     variables, arrays = densenet()
-    arrays = {f"module.{key}": array for key, array in arrays.items()} | {"classifier.scale": np.ones(1)}
-    assert refusal("densenet", arrays, variables)[0].startswith("these are not the weights of densenet in a format of")
+    arrays = {f"module.{key}": array for key, array in arrays.items()} | {"n_averaged": np.ones(1)}
+    assert refusal("densenet", arrays, variables)[1:] == ["unexpected (1): n_averaged"]
+    arrays["features.norm5.bias"] = np.ones(9)
+    both = "module.features.norm5.bias and features.norm5.bias are two spellings of one name"
+    assert refusal("densenet", arrays, variables) == [both]
+
+
+def test_the_backbone_of_transformers_has_no_prefix():
+    variables = network("resnet", TINY["resnet"])
+    bare = file("resnet", variables, index=1)
+    assert "encoder.stages.0.layers.0.layer.2.convolution.weight" in bare
+    expected = convert("resnet", bare, variables)
+    whole = {key if key.startswith("classifier") else f"resnet.{key}": array for key, array in bare.items()}
+    jax.tree.map(np.testing.assert_array_equal, convert("resnet", whole, variables), expected)
+    for key in ("classifier.1.weight", "classifier.1.bias"):
+        del bare[key]
+    assert convert("resnet", bare, variables).new == ["head/logits/bias", "head/logits/kernel"]
 
 
 def test_the_old_spelling_of_densenet():
@@ -322,6 +342,14 @@ def test_a_vgg_with_batch_norm_is_not_one_without(taken, have, has):
     )
 
 
+def test_a_network_without_batch_norm_is_named():
+    variables, arrays = densenet()
+    arrays = {key: array for key, array in arrays.items() if "running" not in key}
+    assert refusal("densenet", arrays, variables)[0] == (
+        "these are the weights of a network without BatchNorm (with GroupNorm?), and densenet has it"
+    )
+
+
 def test_nothing_and_nobody():
     variables, arrays = densenet()
     assert refusal("densenet", {}, variables) == ["there is no array in the weights"]
@@ -397,6 +425,7 @@ def test_a_gray_first_convolution_is_torchxrayvisions():
     np.testing.assert_allclose(kernel[:, :, 0], theirs * 2048 * 0.226, rtol=1e-5)
     np.testing.assert_allclose(kernel[:, :, 1], theirs * (2048 * 0.449 - 1024), rtol=1e-5)
     assert converted.left_out == ["op_threshs"]
+    assert (converted.mean, converted.std) == ((0.5,), (1 / 2048,))
     given = convert("densenet", arrays, variables, mean=0.449, std=0.226).variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_allclose(given[:, :, 0], theirs, rtol=1e-6)
     np.testing.assert_allclose(given[:, :, 1], 0, atol=1e-6)
@@ -414,7 +443,10 @@ def test_folding_by_hand():
 @pytest.mark.parametrize(
     ("normalisation", "message"),
     [
-        ({"mean": (0.5, 0.5)}, "mean has 2 numbers; the first convolution takes 3"),
+        (
+            {"mean": (0.5, 0.5)},
+            "mean has 2 numbers; the first convolution takes 3; mend the config.json beside the weights",
+        ),
         ({"std": (0.2, 0.2, 0.0)}, "std is (0.2, 0.2, 0.0); it must be finite, and above 0"),
         ({"mean": float("nan")}, "mean is nan; it must be finite"),
         ({"std": "wide"}, "std is 'wide'; give numbers, one for each channel: 3"),
