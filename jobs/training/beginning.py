@@ -24,7 +24,14 @@ from model.weights.source import Source
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
 # What runs did that were begun before there was such a field.
-BEFORE = {"data.folds": 0, "data.fold": 0, "init_from": "", "phases": []}
+BEFORE = {
+    "data.folds": 0,
+    "data.fold": 0,
+    "init_from": "",
+    "phases": [],
+    "objective": "supervised",
+    "temperature": 0.2,
+}
 
 
 class Beginning(NamedTuple):

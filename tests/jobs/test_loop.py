@@ -3,16 +3,19 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-from configs import base
+from configs import base, cnn
 from jobs import JobError
-from jobs.training import loop, optim, steps
+from jobs.training import beginning, loop, optim, steps
 from model import checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 def config(data_dir, **changes):
@@ -122,6 +125,15 @@ def test_a_run_made_shorter_than_it_is_has_ended(phantom_data, straight):
     printed = train(config(phantom_data, epochs=2), straight[0])
     assert "changed since the run began: epochs: 4 -> 2" in printed and "going on after epoch 4 of 2" in printed
     assert len(log(straight[0])) == 4
+
+
+def test_the_bundled_run_can_be_gone_on_with():
+    """What is new in the config since it began has a value that it had then."""
+    (bundled,) = checkpoint.member_folders(ROOT / "space/checkpoint")
+    meta = checkpoint.load(bundled).meta
+    made = cnn.get_config()
+    made.epochs = meta["config"]["epochs"]
+    assert set(beginning.changes(made, meta)) == {"data.dir"}
 
 
 def test_another_config_in_the_same_place_is_refused(phantom_data, straight):
