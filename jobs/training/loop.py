@@ -19,7 +19,7 @@ from rich.console import Console
 
 from jobs import JobError, UsageError
 from jobs.datasets import films
-from jobs.evaluation import metrics
+from jobs.evaluation import metrics, neighbours
 from jobs.training import beginning, optim, steps
 from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
 from jobs.training.journal import Journal, announcement, progress
@@ -136,7 +136,9 @@ def _train(
             started, first, begun = time.monotonic(), len(history) * epoch_steps, len(losses)
             phase = phase_of(compiled.phases, len(history))
             if len(history) == phase.first_epoch and not losses:
-                state = state.replace(opt_state=steps.replicate(phase.begin(jax.device_get(state.params)), devices))
+                state = jax.device_get(state)
+                state = steps.begin_phase(state, phase.trained, phase.begin(state.params))
+                state = steps.replicate(state, devices)
             if len(compiled.phases) > 1 and phase is not told:
                 console.print(announcement(phase, compiled.phases, state.params), soft_wrap=True)
                 told = phase
@@ -280,7 +282,7 @@ def _measure(
         return answers(eval_step, variables, split[0], len(split[1]), config.global_batch_size)
 
     if config.objective == "contrastive":
-        probabilities = nearest(ask(known), known[1], ask(held_out))
+        probabilities = neighbours.vote(ask(known), known[1], ask(held_out))
     else:
         from scipy.special import softmax  # half a second, which no `--help` should wait for
 
@@ -296,20 +298,6 @@ def answers(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, b
     kept = np.concatenate([answer[real] for answer, (_, real) in zip(flat, batches, strict=True)]).astype(float)
     assert len(kept) == count, f"{len(kept)} answers for {count} films"
     return kept
-
-
-def nearest(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 3) by the nearest neighbours in features: Wu et al. 2018, section 3.4, with theirs of .07.
-
-    Args:
-      known: (M, C), of films whose labels are known.
-      labels: (M,), all classes among them.
-      features: (N, C).
-    """
-    from sklearn.neighbors import KNeighborsClassifier
-
-    vote = KNeighborsClassifier(min(20, len(labels)), metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
-    return 0.97 * vote.fit(known, labels).predict_proba(features) + 0.03 / len(CLASSES)  # none is impossible
 
 
 def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]], scores: list[float]) -> str:

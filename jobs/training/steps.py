@@ -37,6 +37,17 @@ class State(flax.struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+def begin_phase(state: State, trained: frozenset[str], opt_state: optax.OptState) -> State:
+    """The state, on the host, before the first step of a phase: what now rests is from here on what is served of it.
+
+    Else a head would be trained on the last values of a backbone, and served with their average.
+    """
+    moves = trainable.moving(state.variables, trained)
+    moving, _ = trainable.split(state.variables, moves)
+    _, resting = trainable.split(state.ema, moves)
+    return state.replace(opt_state=opt_state, **trainable.merge(moving, resting))
+
+
 TrainStep = Callable[[State, Films, np.ndarray], tuple[State, dict[str, jax.Array]]]
 EvalStep = Callable[[Any, Films, np.ndarray], jax.Array]
 

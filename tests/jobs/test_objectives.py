@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jobs.training import loop, objectives, plan, steps
+from jobs.evaluation import neighbours
+from jobs.training import objectives, plan, steps
 from jobs.training.data import Films
 from model.registry import build
 from tests.jobs.test_steps import IMAGES, LABELS, flat, plain
@@ -89,7 +90,7 @@ def test_labels_are_not_looked_at():
 
 def test_nearest_neighbours_vote():
     known = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, 0]])
-    votes = loop.nearest(known, np.array([0, 0, 1, 1, 2]), np.array([[2.0, 0.1], [0.0, 0.5], [-3.0, 0.2]]))
+    votes = neighbours.vote(known, np.array([0, 0, 1, 1, 2]), np.array([[2.0, 0.1], [0.0, 0.5], [-3.0, 0.2]]))
     assert votes.argmax(1).tolist() == [0, 1, 2]
     np.testing.assert_allclose(votes.sum(1), 1)
     assert votes.min() >= 0.01 - 1e-9

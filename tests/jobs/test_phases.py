@@ -121,6 +121,18 @@ def test_what_is_frozen_moves_by_exactly_nothing(spec, rests):
             assert (before[path] == after[path]).all() == resting, path
 
 
+def test_what_begins_to_rest_is_trained_on_as_it_is_served(phantom_data, tmp_path):
+    made = small(phantom_data, ema_decay=0.9)
+    base.train_in(made, base.phase(1, 1e-2), base.phase(1, 1e-2, "head"))
+    train(made, tmp_path)
+    loaded = checkpoint.load(tmp_path, "latest", train=True)
+    served, trained = (
+        flatten_dict(tree, sep="/")
+        for tree in (loaded.variables, {name: loaded.train[name] for name in ("params", "batch_stats")})
+    )
+    assert all((trained[path] == served[path]).all() == (path.split("/")[1] != "head") for path in served)
+
+
 def test_the_head_is_trained_on_what_the_frozen_backbone_serves():
     made, chosen = config(base.phase(1, 1e-2, "head"), label_smoothing=0.0), jax.devices()[:1]
     compiled = plan.compile_steps(made, LABELS, chosen)
