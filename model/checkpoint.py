@@ -101,9 +101,24 @@ def weights_digest(meta: Mapping[str, Any]) -> str:
 
 
 def shared(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of itself, but for where the data lay on the machine that trained it."""
-    config = meta["config"]
-    return {**meta, "config": config | {"data": {key: config["data"][key] for key in config["data"] if key != "dir"}}}
+    """What a checkpoint says of itself, but for where things lay on the machine that trained it."""
+    config = dict(meta["config"])
+    config["data"] = {key: config["data"][key] for key in config["data"] if key != "dir"}
+    if "init_from" in config:
+        config["init_from"] = _without_folder(config["init_from"])
+    return {**meta, "config": config, "origin": _origin(meta.get("origin"))}
+
+
+def _without_folder(source: str) -> str:
+    return source if "://" in source else Path(source).name
+
+
+def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where the first weights came from, and where those did that they came from."""
+    if origin is None:
+        return None
+    before = {"origin": _origin(origin["origin"])} if "origin" in origin else {}
+    return origin | {"from": _without_folder(origin["from"])} | before
 
 
 def attribution(metas: Iterable[Mapping[str, Any]]) -> str:

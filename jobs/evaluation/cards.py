@@ -102,7 +102,8 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
 def _origin(origin: dict[str, Any]) -> str:
     """Where the first weights of a network came from."""
     which = origin.get("commit") or origin.get("sha256") or f"step {origin['step']}, {origin['weights_digest']}"
-    return f"`{origin['from']}` ({which})"
+    before = f", which was begun with {_origin(origin['origin'])}" if origin.get("origin") else ""
+    return f"`{origin['from']}` ({which}){before}"
 
 
 def _phases(config: dict[str, Any]) -> list[dict[str, Any]]:
