@@ -1,6 +1,8 @@
 """VGG16 with BatchNorm, pre-trained on ImageNet, on the real images, in the phases of configs/resnet.py.
 
-python jobs/train.py --config configs/vgg.py --workdir runs/vgg --config.dtype=bfloat16
+    python jobs/train.py --config configs/vgg.py --workdir runs/vgg --config.dtype=bfloat16
+
+Without BatchNorm: --config.model.options.batch_norm=False --config.init_from=hf://timm/vgg16.tv_in1k
 """
 
 from ml_collections import ConfigDict

@@ -27,20 +27,6 @@ import jax.numpy as jnp
 from model import layers
 
 
-class Stem(nn.Module):
-    """7x7 convolution at stride 2, BatchNorm, ReLU, 3x3 max-pool at stride 2: quarters the side."""
-
-    filters: int
-    axis_name: str | None
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = layers.convolution(self.filters, 7, stride=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(layers.batch_norm(train, self.axis_name, dtype=self.dtype, name="norm")(x))
-        return layers.max_pool_3x3(x)
-
-
 class Layer(nn.Module):
     """BatchNorm, ReLU, 1x1 to 4 * growth, BatchNorm, ReLU, 3x3: (N, H, W, C) -> (N, H, W, C + growth)."""
 
@@ -119,7 +105,7 @@ class DenseNet(nn.Module):
 
     def setup(self) -> None:
         norm_axis = self.axis_name if self.sync_batch_norm else None
-        self.stem = Stem(2 * self.growth, norm_axis, self.dtype)
+        self.stem = layers.Stem(2 * self.growth, norm_axis, self.dtype)
         self.stage1, self.stage2, self.stage3, self.stage4 = (
             Stage(depth, self.growth, index == 3, norm_axis, self.dtype) for index, depth in enumerate(self.depths)
         )

@@ -171,6 +171,20 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, [x[:, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)])
 
 
+class Stem(nn.Module):
+    """7x7 convolution at stride 2, BatchNorm, ReLU, 3x3 max-pool at stride 2: quarters the side."""
+
+    filters: int
+    axis_name: str | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = convolution(self.filters, 7, stride=2, dtype=self.dtype, name="conv")(x)
+        x = nn.relu(batch_norm(train, self.axis_name, dtype=self.dtype, name="norm")(x))
+        return max_pool_3x3(x)
+
+
 def adaptive_average_pool(features: jax.Array, side: int) -> jax.Array:
     """(N, h, w, C) -> (N, side, side, C) in float32, the means over bins as torch's AdaptiveAvgPool2d cuts them.
 

@@ -27,19 +27,6 @@ import jax.numpy as jnp
 from model import layers
 
 
-class Stem(nn.Module):
-    """7x7 convolution at stride 2, BatchNorm, ReLU, 3x3 max-pool at stride 2: quarters the side."""
-
-    axis_name: str | None
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = layers.convolution(64, 7, stride=2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(layers.batch_norm(train, self.axis_name, dtype=self.dtype, name="norm")(x))
-        return layers.max_pool_3x3(x)
-
-
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 with a shortcut: (N, H, W, C) -> (N, H/s, W/s, 4 * filters)."""
 
@@ -116,7 +103,7 @@ class ResNet(nn.Module):
 
     def setup(self) -> None:
         norm_axis = self.axis_name if self.sync_batch_norm else None
-        self.stem = Stem(norm_axis, self.dtype)
+        self.stem = layers.Stem(64, norm_axis, self.dtype)
         self.stage1, self.stage2, self.stage3, self.stage4 = (
             Stage(64 * 2**index, blocks, 1 if index == 0 else 2, norm_axis, self.dtype)
             for index, blocks in enumerate(self.blocks)

@@ -15,7 +15,8 @@ def get_config() -> ConfigDict:
     config.epochs = 10
     config.data.image_size = 224
     config.model = vgg.get_config().model
-    config.init_from = vgg.get_config().init_from
+    config.model.options.batch_norm = False
+    config.init_from = "hf://timm/vgg16.tv_in1k"
     config.optimizer.learning_rate = 1e-4
     config.augment.log_zoom = 0.2
     config.augment.rotation_degrees = 20.0

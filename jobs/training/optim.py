@@ -19,10 +19,8 @@ def decayed(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def schedule(
-    kind: str, learning_rate: float, warmup_steps: int, total_steps: int, final_fraction: float = 1e-2
-) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then a cosine to `final_fraction` of the peak, or constant.
+def schedule(kind: str, learning_rate: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then a cosine to a hundredth of the peak, or constant.
 
     Raises:
       UsageError: unknown kind, or a warm-up as long as the run.
@@ -38,7 +36,7 @@ def schedule(
             learning_rate,
             warmup_steps,
             total_steps,
-            learning_rate * final_fraction,
+            learning_rate * 1e-2,
         )
     if kind == "constant":
         return optax.warmup_constant_schedule(0.0 if warmup_steps else learning_rate, learning_rate, warmup_steps)
