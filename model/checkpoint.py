@@ -100,13 +100,13 @@ def weights_digest(meta: Mapping[str, Any]) -> str:
     return json_digest({name: entry for name, entry in meta["arrays"].items() if name.startswith("variables/")})
 
 
-def shared(meta: Mapping[str, Any]) -> dict[str, Any]:
+def shared(meta: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, but for where things lay on the machine that trained it."""
     config = dict(meta["config"])
     config["data"] = {key: config["data"][key] for key in config["data"] if key != "dir"}
     if "init_from" in config:
         config["init_from"] = _without_folder(config["init_from"])
-    return {**meta, "config": config, "origin": _origin(meta.get("origin"))}
+    return meta | {"config": config} | ({"origin": _origin(meta["origin"])} if "origin" in meta else {})
 
 
 def _without_folder(source: str) -> str:

@@ -21,12 +21,11 @@ IR_VERSION = 10  # which runtimes since 2024 read
 BATCH = "N"  # what the size of the batch is called in the graph
 
 _SAME = {
-    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow"},
-    **{"neg": "Neg", "abs": "Abs", "sign": "Sign", "floor": "Floor", "ceil": "Ceil", "exp": "Exp", "log": "Log"},
-    **{"sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf", "stop_gradient": "Identity"},
-    **{"copy": "Identity", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "eq": "Equal"},
+    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg"},
+    **{"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "floor": "Floor", "logistic": "Sigmoid"},
+    **{"lt": "Less", "eq": "Equal", "stop_gradient": "Identity", "copy": "Identity"},
 }
-_REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}
+_REDUCTIONS = {"reduce_sum": "ReduceSum", "reduce_max": "ReduceMax"}
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remote2", "checkpoint")
 
 
@@ -184,14 +183,6 @@ class _Writer:
                 return self.emit("Pow", [first, np.int64(parameters["y"])], first.shape)
             case "rsqrt":
                 return self.emit("Reciprocal", [self.emit("Sqrt", inputs, first.shape)], first.shape)
-            case "erfc":
-                return self.emit("Sub", [np.float32(1), self.emit("Erf", inputs, first.shape)], first.shape)
-            case "log1p":
-                return self.emit("Log", [self.emit("Add", [first, np.float32(1)], first.shape)], first.shape)
-            case "clamp":
-                low, value, high = inputs
-                raised = self.emit("Max", [low, value], small)
-                return self.emit("Min", [raised, high], small)
             case "select_n" if len(inputs) == 3:
                 chosen, otherwise, value = inputs
                 return self.emit("Where", [chosen, value, otherwise], small)
@@ -214,8 +205,6 @@ class _Writer:
             case "slice":
                 strides = parameters["strides"] or [1] * len(shape)
                 return self._slice(first, parameters["start_indices"], parameters["limit_indices"], strides, shape)
-            case "split":
-                return self._split(first, parameters["sizes"], parameters["axis"])
             case "pad":
                 low, high, inner = zip(*parameters["padding_config"], strict=True)
                 if min(low + high) >= 0 and not any(inner):
@@ -226,8 +215,8 @@ class _Writer:
                 return self._product(operands, parameters["dimension_numbers"], shape)
             case "conv_general_dilated" if {parameters["batch_group_count"], *parameters["lhs_dilation"]} == {1}:
                 return self._convolution(operands, parameters, shape)
-            case "reduce_window_sum" | "reduce_window_max" if _is_pool(parameters):
-                return self._pool(name, first, parameters, shape)
+            case "reduce_window_sum" if _is_pool(parameters):
+                return self._sum_pool(first, parameters, shape)
             case "gather" if not isinstance(operands[1], _Value):
                 return self._gather(first, np.asarray(operands[1]), parameters, shape)
         raise unknown
@@ -257,14 +246,6 @@ class _Writer:
         cuts = [(*span, axis) for axis, span in spans if span != (0, value.shape[axis], 1)]
         first, last, stride, axes = np.array(cuts, np.int64).reshape(-1, 4).T
         return self.emit("Slice", [value, first, last, axes, stride], shape)
-
-    def _split(self, value: Any, sizes: Sequence[int], axis: int) -> list[Any]:
-        ends = np.cumsum(sizes).tolist()
-        parts = []
-        for end, size in zip(ends, sizes, strict=True):
-            shape = [*value.shape[:axis], size, *value.shape[axis + 1 :]]
-            parts.append(self.emit("Slice", [value, *np.array([[end - size], [end], [axis]], np.int64)], shape))
-        return parts
 
     def _product(self, operands: Sequence[Any], numbers: Any, shape: Sequence[Any]) -> Any:
         (left, right), (left_batch, right_batch) = numbers
@@ -300,23 +281,20 @@ class _Writer:
         )
         return self._transpose(result, np.argsort(numbers.out_spec).tolist())
 
-    def _pool(self, name: str, value: Any, parameters: Mapping[str, Any], shape: Sequence[Any]) -> Any:
-        """A sum or maximum over windows of (N, ..., C) that span neither examples nor channels."""
+    def _sum_pool(self, value: Any, parameters: Mapping[str, Any], shape: Sequence[Any]) -> Any:
+        """Sums over windows of (N, ..., C) that span neither examples nor channels."""
         window, strides = parameters["window_dimensions"], parameters["window_strides"]
         order = (0, len(shape) - 1, *range(1, len(shape) - 1))
         pads = _pads(parameters["padding"][1:-1])
         places: dict[str, Any] = {"kernel_shape": list(window[1:-1]), "strides": list(strides[1:-1]), "pads": pads}
         inner = self._transpose(value, order)
         sizes = [shape[axis] for axis in order]
-        if name == "reduce_window_max":
-            pooled = self.emit("MaxPool", [inner], sizes, **places)
-        else:
-            pooled = self.emit("AveragePool", [inner], sizes, **places, count_include_pad=1)
-            pooled = self.emit("Mul", [pooled, np.float32(math.prod(window))], sizes)
-        return self._transpose(pooled, np.argsort(order).tolist())
+        means = self.emit("AveragePool", [inner], sizes, **places, count_include_pad=1)
+        sums = self.emit("Mul", [means, np.float32(math.prod(window))], sizes)
+        return self._transpose(sums, np.argsort(order).tolist())
 
     def _gather(self, value: Any, places: np.ndarray, parameters: Mapping[str, Any], shape: Sequence[Any]) -> Any:
-        """Fixed places of every example; which they are, gathering from the numbers of the places says."""
+        """A fixed grid of places of every example; which they are, gathering from the numbers of the places says."""
         if value.shape[0] != self._batch or shape[0] != self._batch:
             raise NoSuchOperation(f"gather gives {shape}, in which the batch is not the first; rewrite that")
         sizes = value.shape[1:]
@@ -326,18 +304,17 @@ class _Writer:
         if found.min(initial=0) < 0:
             raise NoSuchOperation("gather reaches beyond what it gathers from; rewrite that")
         lines = [np.unique(line) for line in np.unravel_index(found, sizes)]
-        if np.array_equal(np.ravel_multi_index(np.meshgrid(*lines, indexing="ij"), sizes).ravel(), found):
-            for axis, line in enumerate(lines, 1):  # a grid of places: smaller as slices
-                left = [*value.shape[:axis], len(line), *value.shape[axis + 1 :]]
-                step = line[1] - line[0] if len(line) > 1 else 1
-                if len(line) != value.shape[axis] and (np.diff(line) == step).all():
-                    cut = [[line[0]], [line[-1] + 1], [axis], [step]]
-                    value = self.emit("Slice", [value, *np.array(cut, np.int64)], left)
-                elif len(line) != value.shape[axis]:
-                    value = self.emit("Gather", [value, line.astype(np.int64)], left, axis=axis)
-            return self._reshape(value, shape)
-        flat = self._reshape(value, (self._batch, numbers.size))
-        return self._reshape(self.emit("Gather", [flat, found], (self._batch, found.size), axis=1), shape)
+        if not np.array_equal(np.ravel_multi_index(np.meshgrid(*lines, indexing="ij"), sizes).ravel(), found):
+            raise NoSuchOperation("gather takes places that are no rising grid; rewrite that")
+        for axis, line in enumerate(lines, 1):
+            left = [*value.shape[:axis], len(line), *value.shape[axis + 1 :]]
+            step = line[1] - line[0] if len(line) > 1 else 1
+            if len(line) != value.shape[axis] and (np.diff(line) == step).all():
+                cut = [[line[0]], [line[-1] + 1], [axis], [step]]
+                value = self.emit("Slice", [value, *np.array(cut, np.int64)], left)
+            elif len(line) != value.shape[axis]:
+                value = self.emit("Gather", [value, line.astype(np.int64)], left, axis=axis)
+        return self._reshape(value, shape)
 
 
 def _is_fixed(inputs: Sequence[Any], results: Sequence[Any]) -> bool:

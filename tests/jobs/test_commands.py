@@ -58,8 +58,8 @@ def get_config():
 """
 
 
-def job(name, *arguments, cwd=ROOT):
-    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "200"}
+def job(name, *arguments, cwd=ROOT, env=None):
+    environment = os.environ | {"XLA_FLAGS": "", "COLUMNS": "200"} | (env or {})
     return subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, arguments)],
         cwd=cwd,

@@ -18,6 +18,7 @@ from model.predictor import Predictor
 from model.weights import WeightsError, source
 from tests.conftest import command
 from tests.jobs.test_commands import job
+from tests.model.weights.test_convert import TINY
 
 export = command("export")
 
@@ -34,8 +35,7 @@ META = {
     "config": {"seed": 0, "data": {"dir": "/home/somebody", "dataset": "phantom"}},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64, "license": "CC0", "citation": "Nobody 2020"},
 }
-RESNET = {"architecture": "resnet", "options": {"blocks": (1, 1, 1, 1), "head": (8,)}, "side": 1.0}
-RESNET |= {"image_size": 64, "storage_size": 72, "mean": 0.45, "std": 0.2}
+OTHERS = {"side": 1.0, "image_size": 64, "storage_size": 72, "mean": 0.45, "std": 0.2}
 FILMS = np.random.default_rng(1).integers(0, 256, (33, 40, 40), np.uint8)
 
 
@@ -184,10 +184,10 @@ def test_a_graph_answers_as_the_predictor_for_any_number_of_films(run, tmp_path,
     assert "CC0" in facts["attribution"] and {path.name for path in tmp_path.iterdir()} == {"w.onnx"}
 
 
-@pytest.mark.slow
-def test_a_resnet_answers_as_the_predictor(tmp_path):
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n != "vgg" else n for n in TINY])
+def test_every_architecture_answers_as_the_predictor(name, tmp_path):
     pytest.importorskip("onnx", reason=WANTED)
-    directory = save(tmp_path / "run", **RESNET)
+    directory = save(tmp_path / "run", **OTHERS, architecture=name, options=TINY[name])
     export.export(directory, "onnx", tmp_path / "w.onnx")
     films = np.random.default_rng(2).integers(0, 256, (3, 72, 72), np.uint8)
     _, (logits, probabilities) = answers(tmp_path / "w.onnx", films)

@@ -39,16 +39,13 @@ def norm(x):
 
 
 FUNCTIONS = {
-    "elementwise": lambda x: jnp.exp(-jnp.abs(x)) + jnp.log(jnp.square(x) + 1) - jnp.tanh(x) / (2 + jnp.sign(x)),
-    "powers": lambda x: x**2 + x**3 + jnp.abs(x) ** 0.5 + jnp.sqrt(jnp.abs(x)) + jax.lax.rsqrt(1 + x**4),
-    "activations": lambda x: jax.nn.silu(x) + jax.nn.gelu(x) + jax.nn.gelu(x, approximate=False) + jax.nn.relu6(x),
-    "erf": lambda x: jax.lax.erf(x) + jnp.log1p(jnp.abs(x)) + jnp.floor(x) + jnp.ceil(x),
-    "choices": lambda x: (
-        jnp.where(x > 0.5, x, jnp.where(x <= -1, 0.0, -x)) + jnp.clip(x, -0.3, 0.4) + jnp.minimum(x, 0)
-    ),
+    "elementwise": lambda x: jnp.exp(-x) + jnp.log(jnp.square(x) + 1) - x / (2 + x**2) + jnp.floor(x),
+    "powers": lambda x: x**2 + x**3 + jnp.sqrt(x**4) + jax.lax.rsqrt(1 + x**4),
+    "activations": lambda x: jax.nn.silu(x) + jax.nn.relu(x) + jax.nn.sigmoid(x),
+    "choices": lambda x: jnp.where(x < 0.5, x, jnp.where(x == x[:, :1], 0.0, -x)) + jnp.minimum(x, 0),
     "softmax": jax.nn.softmax,
     "layer norm": norm,
-    "reductions": lambda x: x.mean((1, 2)) + x.max((1, 2)) * x.min((1, 2)),
+    "reductions": lambda x: x.mean((1, 2)) + x.max((1, 2)) * x.sum((1, 2)),
     "constants of the batch": lambda x: jnp.concatenate([jnp.zeros_like(x), jnp.ones((x.shape[0], 8, 1, 4)), x], 2),
     "a token for each": lambda x: jnp.concatenate(
         [jnp.broadcast_to(DENSE[None], (x.shape[0], 4, 5)), x[:, :4, :5, 0]], 1
@@ -57,10 +54,7 @@ FUNCTIONS = {
     "transpose": lambda x: x.transpose(0, 3, 1, 2)[:, :, None].squeeze(2),
     "slices": lambda x: x[:, 1:-1:2, ::3] + x[:, :3, 3:7, :1],
     "a place": lambda x: x[:, 3, :, 2],
-    "places": lambda x: x[:, jnp.array([5, 0, 5])] + x[:, :3],
-    "a field of places": lambda x: x.reshape(x.shape[0], -1)[:, jnp.array([[5, 0, 5], [1, 2, 300]])],
     "far places": lambda x: x[:, jnp.array([0, 5, 6])] * x[:, 4:7] + x[:, -3:],
-    "parts": lambda x: jnp.split(x, [3], axis=2)[1] * jnp.split(x, 4, axis=3)[2][:, :, :7],
     "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3), (0, 0)), constant_values=-2.5),
     "repeat": lambda x: jnp.repeat(x[..., :1], 3, axis=-1),
     "matmul": lambda x: x @ DENSE,
@@ -73,7 +67,6 @@ FUNCTIONS = {
     "grouped convolution": lambda x: convolve(x, KERNEL[:, :, :2], groups=2),
     "average pool": lambda x: nn.avg_pool(x, (2, 2), (2, 2)),
     "padded average pool": lambda x: nn.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 0))),
-    "max pool": lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))),
     "nothing": lambda x: x,
 }
 
@@ -112,6 +105,8 @@ def test_integers_are_cast():
         (lambda x: jnp.cumsum(x, axis=1), "cumsum with"),
         (lambda x: x[:, ::-1], "rev with"),
         (lambda x: x.reshape(len(x), -1), "cannot be traced for any number of examples: .*as an integer"),
+        (lambda x: nn.max_pool(x, (2, 2), (2, 2)), "reduce_window_max with"),
+        (lambda x: x[:, jnp.array([5, 0, 5])], "gather takes places that are no rising grid"),
         (lambda x: x.at[:, jnp.array([0, 20])].get(mode="fill"), "gather reaches beyond what it gathers from"),
         (
             lambda x: x.reshape(-1, 4)[jnp.array([0, 1])],

@@ -18,6 +18,7 @@ from model.predictor import Predictor
 from model.registry import build
 from model.weights import WeightsError
 from model.weights.convert import convert
+from tests.jobs.test_commands import ROOT, job
 from tests.jobs.test_loop import config, train
 from tests.model.weights.test_convert import file
 
@@ -82,6 +83,17 @@ def test_going_on_needs_the_source_no_more(phantom_data, weights, tmp_path):
     made.phases[1].epochs = 2
     assert "going on after epoch 2 of 3" in train(made, tmp_path / "run")
     assert checkpoint.load(tmp_path / "run", "latest").meta["origin"]["file"] == "model.safetensors"
+
+
+def test_without_network_the_first_command_says_which_file_to_fetch(tmp_path):
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
+    result = job("train", "--config", ROOT / "configs/resnet.py", "--workdir", tmp_path / "run", env=offline)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "error: hf://timm/resnet50.a1_in1k: the hub cannot be reached (" in result.stderr
+    assert (
+        "fetch model.safetensors, and config.json if there is one, from https://huggingface.co/" in result.stderr
+    )
+    assert not checkpoint.steps(tmp_path / "run")
 
 
 def test_what_is_not_there_is_said_before_anything_is_read(phantom_data, tmp_path):
