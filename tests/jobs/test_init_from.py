@@ -90,9 +90,7 @@ def test_without_network_the_first_command_says_which_file_to_fetch(tmp_path):
     result = job("train", "--config", ROOT / "configs/resnet.py", "--workdir", tmp_path / "run", env=offline)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "error: hf://timm/resnet50.a1_in1k: the hub cannot be reached (" in result.stderr
-    assert (
-        "fetch model.safetensors, and config.json if there is one, from https://huggingface.co/" in result.stderr
-    )
+    assert "fetch model.safetensors, and config.json if there is one, from https://huggingface.co/" in result.stderr
     assert not checkpoint.steps(tmp_path / "run")
 
 
