@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PORT ?= 7860
 BIN := .venv/bin
+# A worker that crashes ends the run: where it is replaced, what it still had to do may be waited for without end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: help demo space test test-all parity lint types clean
 
@@ -48,10 +50,10 @@ types: .venv/requirements-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=model --cov=jobs --cov=space --cov-report=term
+	$(PYTEST) --cov=model --cov=jobs --cov=space --cov-report=term
 
 .venv/requirements-parity: .venv/requirements-test requirements-parity.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
