@@ -45,7 +45,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bund
 _FORMAT = flags.DEFINE_enum("format", None, ["safetensors", "onnx"], "What to write.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The file to write, named *.safetensors or *.onnx.", required=True)
 
-TOLERANCE = 1e-4  # of probabilities, and of logits or, where they are beyond 1, parts of them: onnxruntime's from JAX's
+# Between onnxruntime and JAX: of probabilities, and of a film's logits as parts of the largest, where that is above 1.
+TOLERANCE = 1e-4
 BATCHES = (1, 7)  # of random films, that they are compared on
 
 

@@ -17,5 +17,7 @@ def vote(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndar
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    vote = KNeighborsClassifier(min(20, len(labels)), metric="cosine", weights=lambda far: np.exp((1 - far) / 0.07))
-    return 0.97 * vote.fit(known, labels).predict_proba(features) + 0.03 / len(CLASSES)  # none is impossible
+    classifier = KNeighborsClassifier(
+        min(20, len(labels)), metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
+    ).fit(known, labels)
+    return 0.97 * classifier.predict_proba(features) + 0.03 / len(CLASSES)  # none is impossible

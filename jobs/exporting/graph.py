@@ -285,11 +285,16 @@ class _Writer:
         """Sums over windows of (N, ..., C) that span neither examples nor channels."""
         window, strides = parameters["window_dimensions"], parameters["window_strides"]
         order = (0, len(shape) - 1, *range(1, len(shape) - 1))
-        pads = _pads(parameters["padding"][1:-1])
-        places: dict[str, Any] = {"kernel_shape": list(window[1:-1]), "strides": list(strides[1:-1]), "pads": pads}
-        inner = self._transpose(value, order)
         sizes = [shape[axis] for axis in order]
-        means = self.emit("AveragePool", [inner], sizes, **places, count_include_pad=1)
+        means = self.emit(
+            "AveragePool",
+            [self._transpose(value, order)],
+            sizes,
+            kernel_shape=list(window[1:-1]),
+            strides=list(strides[1:-1]),
+            pads=_pads(parameters["padding"][1:-1]),
+            count_include_pad=1,
+        )
         sums = self.emit("Mul", [means, np.float32(math.prod(window))], sizes)
         return self._transpose(sums, np.argsort(order).tolist())
 
