@@ -164,7 +164,8 @@ def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     assert "new:" not in train(again, tmp_path / "again")
     again = checkpoint.load(tmp_path / "again")
     same = checkpoint.to_arrays(again.variables)
-    assert all((same[name] == array).all() for name, array in checkpoint.to_arrays(after.variables).items())
+    for name, array in checkpoint.to_arrays(after.variables).items():
+        np.testing.assert_allclose(same[name], array, rtol=1e-6)  # a running average of equals is rounded
     assert again.meta["origin"]["origin"]["from"] == str(tmp_path / "selfsup")
     leaving = checkpoint.shared(again.meta)  # without the folders, which are nobody's business
     assert leaving["config"]["init_from"] == leaving["origin"]["from"] == "tuned"

@@ -196,7 +196,7 @@ def test_the_best_step_of_a_run_answers(run, vivid_predictor):
 def test_forty_films_one_by_one(vivid_predictor):
     together = [answer.probabilities for answer in vivid_predictor.predict(VARIED)]
     alone = [next(vivid_predictor.predict(film[None])).probabilities for film in VARIED]
-    np.testing.assert_allclose(alone, together, atol=1e-6)
+    np.testing.assert_allclose(alone, together, rtol=1e-5)  # another size of batch may sum in another order
 
 
 def test_neighbours_and_padding_leave_no_trace(vivid_predictor):
