@@ -32,7 +32,7 @@ from rich.progress import track
 from jobs import JobError, run, whole
 from jobs.evaluation import plots
 from jobs.training import processes, steps
-from jobs.training.data import Films
+from jobs.training.data import Films, one_hot
 from jobs.training.plan import compile_steps
 from model import registry
 from model.labels import CLASSES
@@ -96,7 +96,7 @@ def measure(config: ConfigDict, devices: Sequence[jax.Device]) -> dict[str, floa
     count = 2 * config.global_batch_size
     labels = np.arange(count, dtype=np.int32) % len(CLASSES)
     images = random.integers(0, 255, (count, STORAGE_SIZE, STORAGE_SIZE), np.uint8)
-    films = steps.replicate(Films(images, labels), devices)
+    films = steps.replicate(Films(images, one_hot(labels)), devices)
     layout = steps.layout(devices)
     taken, states = {}, {}
     for kind in KINDS:

@@ -104,9 +104,11 @@ def shared(meta: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, but for where things lay on the machine that trained it."""
     config = dict(meta["config"])
     config["data"] = {key: config["data"][key] for key in config["data"] if key != "dir"}
-    if "init_from" in config:
-        config["init_from"] = _without_folder(config["init_from"])
-    return meta | {"config": config} | ({"origin": _origin(meta["origin"])} if "origin" in meta else {})
+    for source in ("init_from", "teacher"):
+        if source in config:
+            config[source] = _without_folder(config[source])
+    others = {name: _origin(meta[name]) for name in ("origin", "teacher") if name in meta}
+    return meta | {"config": config} | others
 
 
 def _without_folder(source: str) -> str:
@@ -114,7 +116,7 @@ def _without_folder(source: str) -> str:
 
 
 def _origin(origin: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Where the first weights came from, and where those did that they came from."""
+    """Where weights came from, and where those did that they came from."""
     if origin is None:
         return None
     before = {"origin": _origin(origin["origin"])} if "origin" in origin else {}

@@ -31,6 +31,8 @@ BEFORE = {
     "phases": [],
     "objective": "supervised",
     "temperature": 0.2,
+    "teacher": "",
+    "teacher_share": 0.5,
 }
 
 
@@ -49,6 +51,7 @@ def begin(
     facts: dict[str, Any],
     compiled: Compiled,
     source: Source | None,
+    teacher: dict[str, Any] | None,
     console: Console,
 ) -> Beginning:
     """What the newest whole checkpoint holds, or what a new run begins with.
@@ -89,6 +92,12 @@ def begin(
             f"{workdir} holds a run on other data than are in {config.data.dir} now; give another --workdir, or "
             f"prepare the same source again ({loaded.meta['dataset']['source']})"
         )
+    taught_by = loaded.meta.get("teacher")
+    if teacher and taught_by and teacher["weights"] != taught_by["weights"]:
+        raise JobError(
+            f"{workdir} holds a run that was taught by other weights (step {taught_by['steps']}) than are in "
+            f"{config.teacher} now (step {teacher['steps']}); give another --workdir, or put them back"
+        )
     stored = checkpoint.to_arrays({"ema": loaded.variables, **(loaded.train or {})})
     like = {
         "ema": state.ema,
@@ -121,10 +130,12 @@ def meta(
     history: list[dict[str, Any]],
     losses: list[float],
     origin: dict[str, Any] | None,
+    teacher: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
-    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from.
+    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from,
+    `teacher` whose answers were mixed into the labels.
     """
     packages = ("pneumoscope", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -138,6 +149,7 @@ def meta(
         "dataset": facts,
         "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)} if history else {},
         "origin": origin,
+        "teacher": teacher,
         "epoch": len(history),
         "history": history,
         "losses": [None if math.isnan(loss) else loss for loss in losses],

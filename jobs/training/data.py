@@ -33,7 +33,12 @@ class Films(NamedTuple):
     """
 
     images: Any  # (N, S, S) uint8, of numpy or JAX
-    labels: Any  # (N,) int32
+    targets: Any  # (N, 3) float32, what is to be learnt of each: a distribution over CLASSES
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """(N,) integers -> (N, 3) float32: what films are to be taken for whose labels are believed."""
+    return np.eye(len(CLASSES), dtype=np.float32)[labels]
 
 
 # Global batches of indices -> for each, the films and the indices (local devices, share, ...) into them.
@@ -138,12 +143,12 @@ def from_memory(films: Films, layout: Layout) -> Feed:
     return lambda batches: ((films, layout.share(batch)) for batch in batches)
 
 
-def from_files(images: Sequence[np.ndarray], labels: np.ndarray, layout: Layout, workers: int) -> Feed:
+def from_files(images: Sequence[np.ndarray], targets: np.ndarray, layout: Layout, workers: int) -> Feed:
     """A feed that decodes the films of each batch ahead of the steps.
 
     Args:
       images: (S, S) uint8 each; what it takes to get one is what the workers are sent.
-      labels: (N,) int32.
+      targets: (N, 3) float32.
       layout: only this process's share of a batch is decoded.
       workers: processes that decode; 0: threads of this one, which start at once.
     """
@@ -151,7 +156,7 @@ def from_files(images: Sequence[np.ndarray], labels: np.ndarray, layout: Layout,
     def feed(batches: Sequence[np.ndarray]) -> Generator[tuple[Films, np.ndarray], None, None]:
         stream = (
             grain.MapDataset.source(batches)
-            .map(_Decode(images, labels, layout))
+            .map(_Decode(images, targets, layout))
             .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
             .mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
@@ -173,7 +178,7 @@ class _Decode(grain.transforms.Map):
     """A global batch of indices -> the films of this process's share, and where each stands among them."""
 
     images: Sequence[np.ndarray]
-    labels: np.ndarray
+    targets: np.ndarray
     layout: Layout
 
     def map(self, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -181,7 +186,7 @@ class _Decode(grain.transforms.Map):
         flat = share.reshape(len(share), -1)
         pixels = np.stack([np.stack([self.images[index] for index in row]) for row in flat])
         indices = np.arange(flat.size, dtype=np.int32) % flat.shape[1]
-        return pixels, self.labels[flat], indices.reshape(share.shape)
+        return pixels, self.targets[flat], indices.reshape(share.shape)
 
 
 def _live_as_long_as_the_trainer(worker: int, workers: int) -> None:

@@ -21,12 +21,23 @@ from jobs import JobError, UsageError
 from jobs.datasets import films
 from jobs.evaluation import metrics, neighbours
 from jobs.training import beginning, optim, steps
-from jobs.training.data import Batches, Feed, Films, evaluation_batches, from_files, from_memory, memory, workers
+from jobs.training.data import (
+    Batches,
+    Feed,
+    Films,
+    evaluation_batches,
+    from_files,
+    from_memory,
+    memory,
+    one_hot,
+    workers,
+)
 from jobs.training.journal import Journal, announcement, progress
 from jobs.training.lock import locked
 from jobs.training.oversampling import smote
 from jobs.training.plan import FIGURES, check, compile_steps, epochs, phase_of, phases
 from jobs.training.processes import StopSignal
+from jobs.training.teaching import lessons
 from model import checkpoint
 from model.labels import CLASSES
 from model.weights.source import read
@@ -97,8 +108,11 @@ def _train(
     # First of all: what cannot be had is to be said at once.
     source = read(config.init_from) if config.init_from and not checkpoint.steps(workdir) else None
     training, validation, resident = _read(config, devices)
+    targets, teacher = lessons(config, training, console)
     compiled = compile_steps(config, training.labels, devices, resident)
-    state, history, losses, origin = beginning.begin(config, workdir, training.facts, compiled, source, console)
+    state, history, losses, origin = beginning.begin(
+        config, workdir, training.facts, compiled, source, teacher, console
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
@@ -115,8 +129,9 @@ def _train(
         console.print(f"going on after epoch {len(history)} of {epochs(config)}{into}")
 
     state = steps.replicate(state, devices)
-    feed = _feed(training, devices, resident, workers())
-    evaluation_feed = _feed(validation, devices, resident, 0)  # too short for processes to be worth their start
+    feed = _feed(training.images, targets, devices, resident, workers())
+    # Too short for processes to be worth their start.
+    evaluation_feed = _feed(validation.images, one_hot(validation.labels), devices, resident, 0)
     measure = functools.partial(
         _measure, config, compiled.eval_step, (evaluation_feed, validation.labels), (feed, training.labels)
     )
@@ -181,7 +196,7 @@ def _train(
             writer.save(
                 int(state.step),
                 state.ema,
-                beginning.meta(config, training.facts, history, losses, origin),
+                beginning.meta(config, training.facts, history, losses, origin, teacher),
                 train={"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state},
                 # Only whole epochs were evaluated; any other step is there to go on from.
                 score=-math.inf if losses else scores[-1],
@@ -224,10 +239,10 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
     return training, validation, resident
 
 
-def _feed(split: films.Split, devices: Sequence[jax.Device], resident: bool, decoders: int) -> Feed:
+def _feed(images: Any, targets: np.ndarray, devices: Sequence[jax.Device], resident: bool, decoders: int) -> Feed:
     if resident:
-        return from_memory(steps.replicate(Films(split.images, split.labels), devices), steps.layout(devices))
-    return from_files(split.images, split.labels, steps.layout(devices), decoders)
+        return from_memory(steps.replicate(Films(images, targets), devices), steps.layout(devices))
+    return from_files(images, targets, steps.layout(devices), decoders)
 
 
 def _epoch(

@@ -18,7 +18,6 @@ import optax
 from jobs.training.augment import augment
 from jobs.training.data import Films
 from model import layers
-from model.labels import CLASSES
 from model.preprocess import standardise
 
 Objective = Callable[[Any, Any, jax.Array, jax.Array, Films, jax.Array], tuple[jax.Array, Any]]
@@ -65,7 +64,7 @@ def supervised(module: nn.Module, recipe: Recipe, strength: Mapping[str, float],
         def examples(which: int) -> tuple[jax.Array, jax.Array]:
             chosen = indices[:, which]
             views = _views(jax.random.fold_in(augment_key, which), positions, films.images[chosen], size, strength)
-            return views, jax.nn.one_hot(films.labels[chosen], len(CLASSES))
+            return views, films.targets[chosen]
 
         inputs, targets = examples(0)
         if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from jobs import run
 from jobs.training import steps
-from jobs.training.data import Films
+from jobs.training.data import Films, one_hot
 from jobs.training.plan import compile_steps
 from model.labels import CLASSES
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     labels = np.arange(2 * _BATCH.value, dtype=np.int32) % len(CLASSES)
     images = np.random.default_rng(0).integers(0, 255, (len(labels), 224, 224), np.uint8)
     compiled = compile_steps(config, labels, devices)
-    films, layout = steps.replicate(Films(images, labels), devices), steps.layout(devices)
+    films, layout = steps.replicate(Films(images, one_hot(labels)), devices), steps.layout(devices)
     batch = layout.share(compiled.order.batch(0))
     start = jax.device_get(compiled.state)
     states = [steps.replicate(start.replace(opt_state=phase.begin(start.params)), devices) for phase in compiled.phases]

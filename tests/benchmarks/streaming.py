@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from jobs import run
 from jobs.datasets import films
 from jobs.training import steps
-from jobs.training.data import Batches, Films, from_files, from_memory, workers
+from jobs.training.data import Batches, Films, from_files, from_memory, one_hot, workers
 from jobs.training.plan import compile_steps
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/cnn.py", "A file of configs/.")
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> None:
             split = films.read(Path(config.data.dir), config.data.dataset, "train", decoded=resident)
             compiled = compile_steps(config, split.labels, devices, resident)
             if resident:
-                feed = from_memory(steps.replicate(Films(split.images, split.labels), devices), layout)
+                feed = from_memory(steps.replicate(Films(split.images, one_hot(split.labels)), devices), layout)
             else:
-                feed = from_files(split.images, split.labels, layout, workers())
+                feed = from_files(split.images, one_hot(split.labels), layout, workers())
             batches = stack.enter_context(contextlib.closing(feed(Batches(compiled.order, 0, end))))
             kinds["resident" if resident else "streamed"] = [
                 compiled.phases[0].train_step,

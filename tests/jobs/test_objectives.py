@@ -6,7 +6,7 @@ import numpy as np
 
 from jobs.evaluation import neighbours
 from jobs.training import objectives, plan, steps
-from jobs.training.data import Films
+from jobs.training.data import Films, one_hot
 from model.registry import build
 from tests.jobs.test_steps import IMAGES, LABELS, flat, plain
 
@@ -26,7 +26,7 @@ def test_nt_xent_by_hand():
     variables = objectives.contrastive_variables(module, variables, 0)
     strength = contrastive().augment.to_dict()
     objective = objectives.contrastive(module, temperature, strength, 32, "batch")
-    films, indices = Films(jnp.asarray(IMAGES), LABELS), np.stack([np.arange(count)] * 2, axis=1)
+    films, indices = Films(jnp.asarray(IMAGES), one_hot(LABELS)), np.stack([np.arange(count)] * 2, axis=1)
     key, positions = jax.random.key(5), np.arange(count)
     loss, _ = jax.jit(
         jax.vmap(
@@ -60,7 +60,7 @@ def taken(devices, count=4):
     """Losses, and the variables after `count` contrastive steps."""
     chosen = jax.devices()[:devices]
     compiled = plan.compile_steps(contrastive(), LABELS, chosen)
-    state, films = steps.replicate(compiled.state, chosen), steps.replicate(Films(IMAGES, LABELS), chosen)
+    state, films = steps.replicate(compiled.state, chosen), steps.replicate(Films(IMAGES, one_hot(LABELS)), chosen)
     losses = []
     for _ in range(count):
         state, measured = compiled.phases[0].train_step(
@@ -82,7 +82,7 @@ def test_labels_are_not_looked_at():
     found = []
     for labels in (LABELS, 2 - LABELS):
         compiled = plan.compile_steps(contrastive(), LABELS, chosen)
-        state, films = steps.replicate(compiled.state, chosen), Films(IMAGES, labels)
+        state, films = steps.replicate(compiled.state, chosen), Films(IMAGES, one_hot(labels))
         state, _ = compiled.phases[0].train_step(state, films, steps.layout(chosen).share(compiled.order.batch(0)))
         found.append(flat(state.params))
     np.testing.assert_array_equal(*found)

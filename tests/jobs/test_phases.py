@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from configs import base
 from jobs import JobError, UsageError
 from jobs.training import loop, plan, steps, trainable
-from jobs.training.data import Films
+from jobs.training.data import Films, one_hot
 from model import checkpoint, layers
 from model.preprocess import to_input
 from model.registry import build
@@ -103,7 +103,7 @@ def take(made, devices, count, phase=0):
     before = compiled.state.replace(opt_state=planned.begin(compiled.state.params))
     # Averages that are not the values, so that moving them would show.
     before = jax.device_get(before.replace(ema=jax.tree.map(lambda leaf: leaf * 1.1, before.ema)))
-    state, films = steps.replicate(before, chosen), steps.replicate(Films(IMAGES, LABELS), chosen)
+    state, films = steps.replicate(before, chosen), steps.replicate(Films(IMAGES, one_hot(LABELS)), chosen)
     for step in range(count):
         state, _ = planned.train_step(state, films, steps.layout(chosen).share(compiled.order.batch(step)))
     state = jax.device_get(state)
@@ -137,7 +137,7 @@ def test_the_head_is_trained_on_what_the_frozen_backbone_serves():
     made, chosen = config(base.phase(1, 1e-2, "head"), label_smoothing=0.0), jax.devices()[:1]
     compiled = plan.compile_steps(made, LABELS, chosen)
     batch, variables = compiled.order.batch(0), jax.device_get(compiled.state.variables)
-    films = steps.replicate(Films(IMAGES, LABELS), chosen)
+    films = steps.replicate(Films(IMAGES, one_hot(LABELS)), chosen)
     _, measured = compiled.phases[0].train_step(compiled.state, films, steps.layout(chosen).share(batch))
     module = build("cnn", made.model.options.to_dict())
     logits = module.apply(variables, to_input(IMAGES[batch[:, 0]], 32))
@@ -169,7 +169,7 @@ def test_what_is_frozen_costs_no_backward_pass():
     made.ema_decay = 0.0
     chosen = jax.devices()[:1]
     compiled = plan.compile_steps(made, LABELS, chosen)
-    films, batch = Films(IMAGES, LABELS), steps.layout(chosen).share(compiled.order.batch(0))
+    films, batch = Films(IMAGES, one_hot(LABELS)), steps.layout(chosen).share(compiled.order.batch(0))
     flops = []
     for phase in compiled.phases:
         state = compiled.state.replace(opt_state=phase.begin(compiled.state.params))

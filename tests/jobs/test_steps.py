@@ -8,7 +8,7 @@ from scipy.special import softmax
 from configs import base
 from jobs import JobError
 from jobs.training import loop, plan, steps
-from jobs.training.data import Films, from_memory
+from jobs.training.data import Films, from_memory, one_hot
 from model import checkpoint
 from model.preprocess import to_input
 from model.registry import build
@@ -47,7 +47,7 @@ def run(made, devices: int, count: int, labels=LABELS, images=IMAGES):
     chosen = jax.devices()[:devices]
     compiled = plan.compile_steps(made, labels, chosen)
     state = steps.replicate(compiled.state, chosen)
-    resident = steps.replicate(Films(images, labels), chosen)
+    resident = steps.replicate(Films(images, one_hot(labels)), chosen)
     layout = steps.layout(chosen)
     losses = []
     for step in range(count):

@@ -16,6 +16,7 @@ from jobs.training.data import (
     from_files,
     from_memory,
     memory,
+    one_hot,
 )
 from tests.jobs.test_loop import config, train
 
@@ -73,8 +74,8 @@ def test_streamed_batches_are_the_resident_ones_to_the_bit(phantom_data, workers
     layout = Layout(4, local)
     order = Order(tuple(decoded.labels.tolist()), 0, 16, True)
     steps = Batches(order, 2, 8)  # from the middle of an epoch, as a run that goes on
-    resident = from_memory(Films(decoded.images, decoded.labels), layout)(steps)
-    streamed = from_files(encoded.images, encoded.labels, layout, workers)(steps)
+    resident = from_memory(Films(decoded.images, one_hot(decoded.labels)), layout)(steps)
+    streamed = from_files(encoded.images, one_hot(encoded.labels), layout, workers)(steps)
     count = 0
     for (whole, indices), (batch, places) in zip(resident, streamed, strict=True):
         assert indices.shape == places.shape == (len(local), 4, 2)
@@ -82,7 +83,7 @@ def test_streamed_batches_are_the_resident_ones_to_the_bit(phantom_data, workers
         assert batch.images.shape == (len(local), 8, 224, 224) and batch.images.dtype == np.uint8
         for device in range(len(local)):
             np.testing.assert_array_equal(whole.images[indices[device]], batch.images[device][places[device]])
-            np.testing.assert_array_equal(whole.labels[indices[device]], batch.labels[device][places[device]])
+            np.testing.assert_array_equal(whole.targets[indices[device]], batch.targets[device][places[device]])
         count += 1
     assert count == 6
 
