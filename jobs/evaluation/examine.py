@@ -115,16 +115,19 @@ def series(name: str) -> str:
 
 
 def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
-    """By what should not matter, file series, brightness, and size where films differ: accuracy, and AUROC of
-    normal against pneumonia.
+    """By what should not matter, file series, numbers of patients within a class, brightness, and size where films
+    differ: accuracy, and AUROC of normal against pneumonia.
 
     Groups differ in their classes, which are told beside; the AUROC does not depend on how many there are of each.
+    Numbers follow the order in which patients were entered, so that they show a change in how films were labelled.
     """
     brightness = np.array([film.mean() for film in split.images])
     ways: dict[str, Sequence[str]] = {
         "file series": [series(name) for name in split.names],
         "brightness": thirds(brightness, ("dark third", "middle third", "bright third")),
     }
+    if (numbers := [re.findall(r"\d+", patient) for patient in split.patients]) and all(numbers):
+        ways["patient number"] = thirds_of_classes(np.array([int(found[-1]) for found in numbers]), split.labels)
     height, width = split.sizes.T
     for what, values, words in (
         ("source aspect", width / height, ("narrow third", "middle third", "wide third")),
@@ -154,6 +157,15 @@ def thirds(values: np.ndarray, words: Sequence[str]) -> list[str]:
     """For each film the word of its third; equal values fall into one."""
     low, high = np.quantile(values, [1 / 3, 2 / 3])
     return [words[int(value > low) + int(value > high)] for value in values]
+
+
+def thirds_of_classes(values: np.ndarray, labels: np.ndarray) -> list[str]:
+    """For each film its class and the word of its third among the films of that class."""
+    words = np.empty(len(labels), object)
+    for label in np.unique(labels):
+        rows = labels == label
+        words[rows] = thirds(values[rows], [f"{CLASSES[label]}, {third} third" for third in ("low", "middle", "high")])
+    return words.tolist()
 
 
 def seen(predictor: Predictor, cells: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def test_groups_by_what_should_not_matter(split):
     right = np.arange(40) % 3 == 0  # the first series alone
     probabilities = np.eye(3)[np.where(right, split.labels, (split.labels + 1) % 3)]
     found = examine.groups(split, probabilities)
-    assert found.keys() == {"file series", "brightness", "source aspect", "source resolution"}
+    assert found.keys() == {"file series", "patient number", "brightness", "source aspect", "source resolution"}
     series = found["file series"]
     assert {name: values["accuracy"]["value"] for name, values in series.items()} == {"IM": 1, "NORMAL": 0, "person": 0}
     assert series["IM"]["films"] == 14 and series["IM"]["classes"] == [14, 0, 0]
@@ -75,7 +75,12 @@ def test_groups_by_what_should_not_matter(split):
     assert 0 <= bright["binary_auroc"]["interval"][0] <= bright["binary_auroc"]["value"] <= 1
     for of_way in found.values():
         assert sum(values["films"] for values in of_way.values()) == 40
-    same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224)})
+    # Patients 0 to 19 in order, of two films each: the first five of the fourteen normal films have the low numbers.
+    low = found["patient number"]["normal, low third"]
+    assert low["classes"] == [5, 0, 0] and low["accuracy"]["value"] == 1
+    assert found["patient number"]["viral, high third"]["accuracy"]["value"] == 0
+    names = [f"child {'abcd'[index % 4]}" for index in range(40)]
+    same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224), "patients": names})
     assert examine.groups(same, probabilities).keys() == {"file series", "brightness"}
     assert examine.series("train/NORMAL/IM-1.jpeg") == "IM"  # a name that is taken keeps its folders
 
