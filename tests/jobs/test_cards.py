@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from jobs.evaluation import cards
+from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
 
 
@@ -60,6 +62,19 @@ def test_every_answer_points_at_a_section_that_exists(reported):
         where = row.split("|")[2].strip()
         for place in where.split("; "):
             assert place.startswith((*titles, *others)) or place == "said in Limits", row
+
+
+def test_where_weights_and_answers_came_from_is_told(reported):
+    predictor = Predictor.open(reported)
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    assert "trained from scratch, without other data. Code" in cards.card(predictor, measured, reported / "report")
+    first = {"from": "hf://timm/x", "commit": "c0ffee"}
+    predictor.meta["origin"] = {"from": "films", "step": 3, "weights_digest": "abc", "origin": first}
+    predictor.meta["teacher"] = {"from": "older", "steps": [9], "weights": ["0123456789abcdef"]}
+    predictor.meta["config"]["teacher_share"] = 0.3
+    text = cards.card(predictor, measured, reported / "report")
+    assert "begun with `films` (step 3, abc), which was begun with `hf://timm/x` (c0ffee); 30.0 % of what" in text
+    assert "member 1 learnt are the answers of `older` (weights 0123456789ab). Code" in text
 
 
 def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_path):  # noqa: F811
