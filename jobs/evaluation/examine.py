@@ -121,25 +121,35 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     Groups differ in their classes, which are told beside; the AUROC does not depend on how many there are of each.
     Numbers follow the order in which patients were entered, so that they show a change in how films were labelled.
     """
+    names = [series(name) for name in split.names]
+    found = sorted(set(names))
     brightness = np.array([film.mean() for film in split.images])
-    ways: dict[str, Sequence[str]] = {
-        "file series": [series(name) for name in split.names],
-        "brightness": thirds(brightness, ("dark third", "middle third", "bright third")),
+    # Each way: the groups in order, and which of them each film is in.
+    ways: dict[str, tuple[Sequence[str], np.ndarray]] = {
+        "file series": (found, np.array([found.index(name) for name in names])),
+        "brightness": (("dark third", "middle third", "bright third"), thirds(brightness)),
     }
     if (numbers := [re.findall(r"\d+", patient) for patient in split.patients]) and all(numbers):
-        ways["patient number"] = thirds_of_classes(np.array([int(found[-1]) for found in numbers]), split.labels)
+        last = np.array([int(digits[-1]) for digits in numbers])
+        within = np.zeros(len(last), int)
+        for label in np.unique(split.labels):
+            within[split.labels == label] = thirds(last[split.labels == label])
+        words = [f"{name}, {third} third" for name in CLASSES for third in ("low", "middle", "high")]
+        ways["patient number"] = words, 3 * split.labels + within
     height, width = split.sizes.T
-    for what, values, words in (
+    for what, values, of_third in (
         ("source aspect", width / height, ("narrow third", "middle third", "wide third")),
         ("source resolution", np.sqrt(width * height), ("small third", "middle third", "large third")),
     ):
         if np.ptp(values) > 0:
-            ways[what] = thirds(values, words)
+            ways[what] = of_third, thirds(values)
     told: dict[str, Any] = {}
-    for way, of_film in ways.items():
+    for way, (groups_of, of_film) in ways.items():
         told[way] = {}
-        for group in dict.fromkeys(of_film):
-            rows = np.flatnonzero(np.asarray(of_film) == group)
+        for index, group in enumerate(groups_of):
+            rows = np.flatnonzero(of_film == index)
+            if not len(rows):
+                continue
 
             def figures(weights: np.ndarray, rows: np.ndarray = rows) -> dict[str, Any]:
                 return _figures(split.labels[rows], probabilities[rows], weights)
@@ -153,19 +163,10 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     return told
 
 
-def thirds(values: np.ndarray, words: Sequence[str]) -> list[str]:
-    """For each film the word of its third; equal values fall into one."""
+def thirds(values: np.ndarray) -> np.ndarray:
+    """For each film its third, 0 to 2; equal values fall into one."""
     low, high = np.quantile(values, [1 / 3, 2 / 3])
-    return [words[int(value > low) + int(value > high)] for value in values]
-
-
-def thirds_of_classes(values: np.ndarray, labels: np.ndarray) -> list[str]:
-    """For each film its class and the word of its third among the films of that class."""
-    words = np.empty(len(labels), object)
-    for label in np.unique(labels):
-        rows = labels == label
-        words[rows] = thirds(values[rows], [f"{CLASSES[label]}, {third} third" for third in ("low", "middle", "high")])
-    return words.tolist()
+    return (values > low).astype(int) + (values > high)
 
 
 def seen(predictor: Predictor, cells: int) -> np.ndarray:
