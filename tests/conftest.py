@@ -14,6 +14,7 @@ from types import ModuleType
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -24,6 +25,13 @@ from jobs.datasets.phantom.builder import Phantom, film
 
 flags.FLAGS.mark_as_parsed()  # grain asks for its own; a job has parsed them
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """Each program is mapped into memory in pieces, of which Linux allows a process 65,530: beyond them XLA crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
