@@ -49,7 +49,7 @@ lint: .venv/requirements-test
 types: .venv/requirements-test
 	$(BIN)/mypy
 
-# Most of the suite's time is compiling: `make test` compiles without optimizing, `make test-all` as users do.
+# Much of the suite's time is compiling: `make test` compiles without optimizing, `make test-all` as users do.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS := 1
 test: lint types
 	$(PYTEST) -m "not slow"

@@ -29,7 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
-    """Each program is mapped into memory in pieces, of which Linux allows a process 65,530: beyond them XLA crashes."""
+    """Each program is mapped into memory in pieces, of which Linux allows a process 65,530: at that XLA crashes."""
     yield
     jax.clear_caches()
 

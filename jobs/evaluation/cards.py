@@ -197,8 +197,8 @@ def _factors(measured: Mapping[str, Any]) -> str:
     return (
         "By what should not matter, with the films of each class: groups hold different shares of them, which moves "
         "the accuracy but not the AUROC. Where the accuracy changes with the numbers of patients within a class, films "
-        "or labels differ from one part of the source to another. Age, sex, ethnicity and machine are not in the data, "
-        f"so fairness could not be examined.\n\n{markdown(rows)}"
+        "or labels may differ from one part of the source to another. Age, sex, ethnicity and machine are not in the "
+        f"data, so fairness could not be examined.\n\n{markdown(rows)}"
     )
 
 

@@ -119,7 +119,7 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     differ: accuracy, and AUROC of normal against pneumonia.
 
     Groups differ in their classes, which are told beside; the AUROC does not depend on how many there are of each.
-    Within a class, an accuracy that changes with the numbers shows films or labels that differ along the source.
+    Within a class, an accuracy that changes with the numbers points to films or labels that differ along the source.
     """
     names = [series(name) for name in split.names]
     found = sorted(set(names))

@@ -92,11 +92,10 @@ def begin(
             f"{workdir} holds a run on other data than are in {config.data.dir} now; give another --workdir, or "
             f"prepare the same source again ({loaded.meta['dataset']['source']})"
         )
-    taught_by = loaded.meta.get("teacher")
-    if teacher and taught_by and teacher["weights"] != taught_by["weights"]:
+    if teacher and teacher["weights"] != loaded.meta["teacher"]["weights"]:
         raise JobError(
-            f"{workdir} holds a run that was taught by other weights (step {taught_by['steps']}) than are in "
-            f"{config.teacher} now (step {teacher['steps']}); give another --workdir, or put them back"
+            f"{workdir} holds a run that was taught by other weights (step {loaded.meta['teacher']['steps']}) than "
+            f"are in {config.teacher} now (step {teacher['steps']}); give another --workdir, or put them back"
         )
     stored = checkpoint.to_arrays({"ema": loaded.variables, **(loaded.train or {})})
     like = {

@@ -26,10 +26,8 @@ class Lessons(NamedTuple):
 
 
 def lessons(config: ConfigDict, training: Split, console: Console) -> Lessons:
-    """Distillation against noisy labels: (1 - share) label + share answer (Li et al. 2017, eq. 3).
-
-    A network that is far from knowing the films by heart disagrees with labels that are wrong more often than with
-    others, and its answer tells how sure one can be of the rest.
+    """Distillation against noisy labels: (1 - share) label + share answer (Li et al. 2017,
+    "Learning from noisy labels with distillation").
 
     Raises:
       JobError: the teacher did not learn these very films: it may know some that are held out here.
