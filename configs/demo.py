@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.2
     config.augment.log_contrast = 0.2
     config.augment.brightness = 0.05
-    config.augment.blur = 0.0
+    config.augment.blur_px = 0.0
     config.augment.noise = 0.02
     config.augment.erase_probability = 0.0
     config.mixup_alpha = 0.0

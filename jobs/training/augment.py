@@ -51,14 +51,12 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
     mean = image.mean()
     image = (image - mean) * jnp.exp(uniform(1, strength["log_contrast"])) + mean
     image = image + uniform(2, strength["brightness"])
-    if strength["blur"]:  # (w, 1 - 2w, w) along each axis; w = 1/4 is the binomial filter
-        weight = jax.random.uniform(k[3], ()) * strength["blur"] / 4
-        for axis in (0, 1):
-            padded = jnp.pad(image, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-            before, after = (
-                jax.lax.slice_in_dim(padded, start, start + image.shape[axis], axis=axis) for start in (0, 2)
-            )
-            image = image * (1 - 2 * weight) + (before + after) * weight
+    if strength["blur_px"]:  # each pixel a weighted mean of its row, then of its column
+        deviation = jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"]
+        place = jnp.arange(image.shape[0])
+        squares = (place[:, None] - place) ** 2
+        weights = jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-2) ** 2), axis=1)
+        image = weights @ image @ weights.T
     if strength["noise"]:
         deviation = jax.random.uniform(k[4], ()) * strength["noise"]
         image = image + deviation * jax.random.normal(k[5], image.shape)

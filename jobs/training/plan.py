@@ -58,7 +58,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "augment.log_gamma": (0, 3),
     "augment.log_contrast": (0, 3),
     "augment.brightness": (0, 1),
-    "augment.blur": (0, 1),
+    "augment.blur_px": (0, 20),
     "augment.noise": (0, 1),
     "augment.erase_probability": (0, 1),
     "augment.erase_side": (0, 1),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from configs import base
 from jobs.training.augment import augment
@@ -82,10 +83,25 @@ def test_gamma_keeps_order_contrast_keeps_the_mean_brightness_shifts_it(films):
     assert np.ptp(inside) < 1e-4 and 0.001 < abs(inside.mean()) <= 0.1
 
 
-def test_blur_keeps_the_mean_and_softens_edges(films):
-    plain, soft = view(films)[0], view(films, blur=1.0)[0]
-    assert soft.mean() == pytest.approx(plain.mean(), abs=2e-3)
-    assert np.abs(np.diff(soft, axis=1)).max() < np.abs(np.diff(plain, axis=1)).max()
+def test_blur_is_a_gaussian_of_at_most_the_stated_deviation():
+    film = np.zeros((1, 64, 64), np.uint8)
+    film[0, 32, 32] = 250
+    place = np.arange(64) - 32
+    deviations = []
+    for key in range(12):
+        soft = np.asarray(augment(jax.random.key(key)[None], jnp.asarray(film), 64, OFF | {"blur_px": 3.0}))[0]
+        across = soft.sum(axis=0)
+        assert across.sum() == pytest.approx(250 / 255, abs=1e-4)
+        deviations.append(np.sqrt((across * place**2).sum() / across.sum()))
+        if deviations[-1] > 0.7:  # below, one that is sampled at pixels is another than one that is cut to them
+            np.testing.assert_allclose(soft, ndimage.gaussian_filter(film[0] / 255, deviations[-1]), atol=2e-3)
+    assert 1.5 < max(deviations) <= 3.001
+    assert sum(deviation < 1.5 for deviation in deviations) > 6  # the square of an even number
+
+
+def test_blur_leaves_what_is_even_to_the_border(films):
+    even = jnp.full_like(films, 77)
+    np.testing.assert_allclose(view(even, blur_px=3.0), 77 / 255, atol=1e-5)
 
 
 def test_noise_has_the_stated_bound_on_its_deviation(films):

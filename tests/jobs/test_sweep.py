@@ -51,7 +51,7 @@ def test_fields_are_named_by_path_end_or_part():
         ("learning_rat=1", None),
         ("lerning_rate=1", "--grid has 'lerning_rate', which is no field; did you mean optimizer.learning_rate?"),
         ("optimiser.momentun=1", "which is no field; did you mean optimizer.momentum?"),
-        ("zzz=1", "--grid has 'zzz', which is no field; known: augment.blur, "),
+        ("zzz=1", "--grid has 'zzz', which is no field; known: augment.blur_px, "),
         ("epochs=3,many", "--grid has epochs=many; 'many' is no int as 60 is"),
         ("epochs=1.5", "--grid has epochs=1.5; '1.5' is no int as 60 is"),
         ("mixup=a", "--grid has mixup_alpha=a; 'a' is no float as 0.2 is"),
