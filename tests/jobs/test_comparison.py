@@ -8,7 +8,7 @@ from scipy import stats
 
 from jobs import JobError, UsageError, compare
 from jobs.evaluation import comparison, metrics
-from jobs.evaluation.intervals import cluster_weights, estimate, intervals, percentile
+from jobs.evaluation.intervals import cluster_weights, estimate, intervals, percentile, reflected
 from model.calibration import rescale
 from model.labels import CLASSES
 
@@ -228,3 +228,10 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     flipped = write(tmp_path / "flipped.csv", (labels + 1) % 3, probabilities)
     with pytest.raises(JobError, match="their labels differ"):
         compare.main([str(a), str(flipped)])
+
+
+def test_a_reflected_interval_holds_its_figure():
+    inside = np.linspace(0.3, 0.5, 2001)
+    assert reflected(0.4, inside) == pytest.approx([(0.32 - 0.495**2) ** 0.5, (0.32 - 0.305**2) ** 0.5], abs=1e-6)
+    assert reflected(0.2, inside) == [0, 0.2]  # every resample moves it up
+    assert reflected(0.2, np.full(3, np.nan)) is None
