@@ -102,7 +102,10 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
 def _origin(origin: dict[str, Any]) -> str:
     """Where the first weights of a network came from."""
     which = origin.get("commit") or origin.get("sha256") or f"step {origin['step']}, {origin['weights_digest']}"
-    before = f", which was begun with {_origin(origin['origin'])}" if origin.get("origin") else ""
+    before = ""
+    if "origin" in origin:  # a run of this project
+        first = origin["origin"]
+        before = f", which was begun with {_origin(first)}" if first else ", which began at random"
     return f"`{origin['from']}` ({which}){before}"
 
 

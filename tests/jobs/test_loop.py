@@ -132,7 +132,8 @@ def test_the_bundled_run_can_be_gone_on_with():
     (bundled,) = checkpoint.member_folders(ROOT / "space/checkpoint")
     meta = checkpoint.load(bundled).meta
     made = cnn.get_config()
-    made.epochs = meta["config"]["epochs"]
+    made.update_from_flattened_dict({name: meta["config"][name] for name in ("seed", "epochs", "init_from")})
+    made.optimizer.learning_rate = meta["config"]["optimizer"]["learning_rate"]  # as configs/cnn.py tells
     assert set(beginning.changes(made, meta)) == {"data.dir"}
 
 
