@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.4
     config.augment.log_contrast = 0.3
     config.augment.brightness = 0.1  # bound, of pixels in [0, 1]
-    config.augment.blur_px = 2.5  # largest standard deviation of a Gaussian blur; most are slight
+    config.augment.blur_px = 2.5  # largest standard deviation of a Gaussian blur; half are below a quarter
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner
     config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's

@@ -7,13 +7,14 @@
     python jobs/calibrate.py --checkpoint space/checkpoint
 
 On two CPU cores, as two devices, an epoch takes 30 to 40 s where nothing else runs, with the memory settings that the
-README names. The bundled weights began at random and were trained so at a34bfa3, where films were hardly blurred: for
-60 epochs, and on to 140 from there, so that the learning rate fell twice. With the last of these as FIRST, at b662d07,
+README names. The bundled weights began at random and were first trained by this config as it was up to a34bfa3, where
+films were hardly blurred: for 60 epochs, and on to 140 from there, so that the learning rate fell twice. The last of
+these are FIRST (bundle_m0_140 in the model card) in what came then, at b662d07:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn_blurred --config.seed=1 \
         --config.init_from=FIRST --config.epochs=60 --config.optimizer.learning_rate=1.5e-3
 
-of which epoch 28 has the least log loss and is bundled. docs/experiments.md has the figures of each, docs/report every
+Its epoch 28 has the least log loss and is bundled. docs/experiments.md has the figures of each, docs/report every
 figure of the last.
 """
 

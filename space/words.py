@@ -102,6 +102,7 @@ def about(predictor: Predictor) -> str:
     )
     networks = ", ".join(
         f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
+        + (f", begun with `{meta['origin']['from']}`" if meta.get("origin") else "")
         for meta in predictor.metas
     )
     what = "A neural network" if len(predictor.metas) == 1 else f"The mean of {len(predictor.metas)} neural networks"

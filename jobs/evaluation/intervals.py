@@ -40,14 +40,14 @@ def reflected(figure: float, values: np.ndarray) -> list[float] | None:
     """As `percentile`, mirrored about the figure, but not below 0: for one that every resample moves the same way.
 
     The basic bootstrap of Davison and Hinkley 1997, section 5.2, of squares, whose bias adds up: those of the resamples
-    are as far above the figure's as that is above what it estimates. Where all of them are above it, the figure itself
-    is the upper bound.
+    are as far above the figure's as that is above what it estimates. Where that leaves the figure outside, it is
+    itself the bound.
     """
     bounds = percentile(values**2)
     if bounds is None:
         return None
     low, high = (max(0.0, 2 * figure**2 - bound) ** 0.5 for bound in reversed(bounds))
-    return [float(low), float(max(high, figure))]
+    return [float(min(low, figure)), float(max(high, figure))]
 
 
 def estimate(

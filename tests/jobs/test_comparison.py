@@ -234,4 +234,5 @@ def test_a_reflected_interval_holds_its_figure():
     inside = np.linspace(0.3, 0.5, 2001)
     assert reflected(0.4, inside) == pytest.approx([(0.32 - 0.495**2) ** 0.5, (0.32 - 0.305**2) ** 0.5], abs=1e-6)
     assert reflected(0.2, inside) == [0, 0.2]  # every resample moves it up
+    assert reflected(0.6, inside) == pytest.approx([0.6, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down
     assert reflected(0.2, np.full(3, np.nan)) is None

@@ -76,6 +76,13 @@ def test_about_says_what_the_checkpoint_says(predictor):
     assert "AUROC" not in text  # not defined on this split
 
 
+def test_about_says_with_what_a_run_was_begun(predictor):
+    assert "begun with" not in words.about(predictor)
+    metas = [meta | {"origin": {"from": "hf://timm/x"}} for meta in predictor.metas]
+    begun = types.SimpleNamespace(meta=metas[0], metas=metas, calibration=None)
+    assert " epochs, begun with `hf://timm/x`." in words.about(begun)
+
+
 def test_untrained_gives_the_reason_and_the_way_out():
     text = words.untrained(CheckpointError("no checkpoint in nowhere"))
     assert "The reason: no checkpoint in nowhere." in text
