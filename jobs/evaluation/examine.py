@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 from scipy import stats
@@ -44,7 +43,9 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
             "parts": parts,
             "groups": groups(split, probabilities),
             "heat_outside": heat_outside(
-                heatmaps[np.arange(len(decided)), decided], seen(predictor, heatmaps.shape[2]), split.patients
+                heatmaps[np.arange(len(decided)), decided],
+                faithfulness.seen(predictor, heatmaps.shape[2]),
+                split.patients,
             ),
         },
         "maps": maps(predictor, split),
@@ -169,15 +170,6 @@ def thirds(values: np.ndarray) -> np.ndarray:
     return (values > low).astype(int) + (values > high)
 
 
-def seen(predictor: Predictor, cells: int) -> np.ndarray:
-    """(cells, cells) where on a film its networks look at all: 1 where all do, 0 where none does."""
-    flat = []
-    for member in predictor.members:
-        inside = jnp.ones((1, round(cells * member.side), round(cells * member.side)))
-        flat.append(gradcam.upsample(np.asarray(preprocess.from_middle(inside, member.side))[0], cells, cells))
-    return np.mean(flat, axis=0)
-
-
 def heat_outside(maps: np.ndarray, flat: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
     """Mean share of a map's energy outside the central chest region.
 
@@ -221,6 +213,8 @@ def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
 
     def means(weights: np.ndarray) -> dict[str, Any]:
         of_methods = metrics.each(table, lambda values: mean(values, weights))
+        for method in gradcam.METHODS:
+            of_methods[method]["randomised"] = faithfulness.left(of_methods[method]["cascade"])
         return {"methods": of_methods, "against_blob": faithfulness.against_blob(of_methods)}
 
     values, bounds = estimate(means, [split.patients[row] for row in chosen])

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage, stats
 
 from jobs.evaluation.shifts import rotation
 from jobs.evaluation.tables import markdown
-from model import gradcam
+from model import gradcam, preprocess
 from model.predictor import Predictor
 
 STEPS = 10  # of deletion and insertion
@@ -48,7 +49,7 @@ def control_maps(size: int, count: int, seed: int = 0) -> dict[str, np.ndarray]:
 def deletion_and_insertion(
     ask: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray, maps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Areas under the curves of the class's probability, as the places with most heat are blurred, or sharpened.
+    """Curves of the class's probability, as the places with most heat are blurred, or sharpened.
 
     Args:
       ask: (N, S, S) uint8 -> (N, 3) probabilities.
@@ -57,7 +58,7 @@ def deletion_and_insertion(
       maps: (N, S, S), more is more.
 
     Returns:
-      (deletion, the smaller the better; insertion, the larger the better), (N,) each.
+      (deletion, the lower the better; insertion, the higher the better), (STEPS + 1, N) each, from none of it to all.
     """
     size = images.shape[1]
     blurred = np.stack([ndimage.gaussian_filter(film.astype(float), BLUR_PX * size / 224) for film in images])
@@ -74,8 +75,21 @@ def deletion_and_insertion(
         for index, (inside, outside) in enumerate(((blurred, images), (images, blurred))):
             probabilities = ask(np.where(hottest, inside, outside))
             curves[index, step] = probabilities[np.arange(len(images)), labels]
-    areas = np.asarray(np.trapezoid(curves, dx=1 / STEPS, axis=1))
-    return areas[0], areas[1]
+    return curves[0], curves[1]
+
+
+def area(curve: np.ndarray) -> np.ndarray:
+    """(STEPS + 1, N) -> (N,) areas under each."""
+    return np.asarray(np.trapezoid(curve, dx=1 / STEPS, axis=0))
+
+
+def _of_curves(curves: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """The area of each curve, and the curve by the share of the film that was changed."""
+    told: dict[str, Any] = {}
+    for name, curve in zip(("deletion", "insertion"), curves, strict=True):
+        told[name] = area(curve)
+        told[f"{name}_curve"] = {f"{step / STEPS:g}": values for step, values in enumerate(curve)}
+    return told
 
 
 def layers(params: Mapping[str, Any]) -> list[str]:
@@ -102,7 +116,7 @@ def randomised(variables: Mapping[str, Any], parts: Sequence[str], seed: int = 0
 def cascade(predictor: Predictor) -> Iterator[tuple[str, Predictor]]:
     """From the output on, one part more of every network randomised at a time; the last is random throughout."""
     names = [layers(variables["params"]) for variables in predictor.variables]
-    for depth, part in enumerate(names[0], 1):
+    for depth, part in enumerate(max(names, key=len), 1):
         yield (
             part,
             predictor.with_variables(
@@ -119,11 +133,33 @@ def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: 
     return np.stack([gradcam.upsample(one, size, size) for one in coarse])
 
 
-def _correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def seen(predictor: Predictor, cells: int) -> np.ndarray:
+    """(cells, cells) where on a film its networks look at all: 1 where all do, 0 where none does."""
+    flat = []
+    for member in predictor.members:
+        inside = jnp.ones((1, round(cells * member.side), round(cells * member.side)))
+        flat.append(gradcam.upsample(np.asarray(preprocess.from_middle(inside, member.side))[0], cells, cells))
+    return np.mean(flat, axis=0)
+
+
+def _correlations(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Of each two maps (N, S, S), at places (S, S) bool."""
     # Some pixels: maps are smooth, and ranking all of them would take longer than making them.
     step = max(1, first.shape[1] // RANKED_SIDE)
+    chosen = where[::step, ::step]
     pairs = zip(first[:, ::step, ::step], second[:, ::step, ::step], strict=True)
-    return np.array([rank_correlation(one, other) for one, other in pairs])
+    return np.array([rank_correlation(one[chosen], other[chosen]) for one, other in pairs])
+
+
+def _shifted(pictures: np.ndarray) -> np.ndarray:
+    """(..., S, S) down and to the right by SHIFT_PX of 224."""
+    edge = SHIFT_PX * pictures.shape[-1] // 224
+    return np.roll(pictures, (edge, edge), axis=(-2, -1))
+
+
+def _turned(pictures: np.ndarray) -> np.ndarray:
+    """(..., S, S) floats turned as `rotation` turns a film."""
+    return ndimage.rotate(pictures, TURN_DEGREES, axes=(-1, -2), reshape=False, order=1, mode="nearest")
 
 
 def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,42 +170,41 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
       images: (N, S, S) uint8; some hundred films are enough.
 
     Yields:
-      A method, and of it, (N,) each, deletion, insertion, shift and rotation (rank correlation of the moved map with
-      the map of the moved film), and randomised, by the last part that was (rank correlation with the map of the whole
-      network: a map that explains the network must lose it). Of a control, deletion and insertion.
+      A method, and of it, (N,) each: deletion and insertion, and their curves by the share that was changed. The rank
+      correlation of the moved map with the map of the moved film (shift, rotation), of the map with that of
+      another_film, by which the former are to be read, and with that of the network of which the parts down to one
+      were randomised (cascade): a map that explains the network must lose it. Only places that the networks see are
+      compared, since maps agree where all are blank. Of a control, deletion and insertion alone.
     """
 
     def ask(films: np.ndarray) -> np.ndarray:
         return np.concatenate([raw.probabilities for _, raw in predictor.ask(films)])
 
+    size = images.shape[1]
     labels = ask(images).argmax(axis=1)
-    edge = SHIFT_PX * images.shape[1] // 224
+    turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
     for method in gradcam.METHODS:
+        cells = next(predictor.ask(images, method))[1].heatmaps.maps.shape[-1]
+        flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the border shines in
+        whole, shifted, turned = (
+            picture > 1 - 1e-3 for picture in (flat, np.minimum(flat, _shifted(flat)), np.minimum(flat, _turned(flat)))
+        )
         maps = _maps(predictor, images, labels, method)
-        deletion, insertion = deletion_and_insertion(ask, images, labels, maps)
-        shifted = _maps(predictor, np.roll(images, (edge, edge), axis=(1, 2)), labels, method)
-        turned = np.stack([rotation(film, TURN_DEGREES) for film in images])
         yield (
             method,
             {
-                "deletion": deletion,
-                "insertion": insertion,
-                "shift": _correlations(np.roll(maps, (edge, edge), axis=(1, 2)), shifted),
-                "rotation": _correlations(
-                    np.stack(
-                        [ndimage.rotate(one, TURN_DEGREES, reshape=False, order=1, mode="nearest") for one in maps]
-                    ),
-                    _maps(predictor, turned, labels, method),
-                ),
-                "randomised": {
-                    part: _correlations(maps, _maps(other, images, labels, method))
+                **_of_curves(deletion_and_insertion(ask, images, labels, maps)),
+                "shift": _correlations(_shifted(maps), _maps(predictor, _shifted(images), labels, method), shifted),
+                "rotation": _correlations(_turned(maps), _maps(predictor, turned_films, labels, method), turned),
+                "another_film": _correlations(maps, np.roll(maps, 1, axis=0), whole),
+                "cascade": {
+                    part: _correlations(maps, _maps(other, images, labels, method), whole)
                     for part, other in cascade(predictor)
                 },
             },
         )
-    for name, maps in control_maps(images.shape[1], len(images)).items():
-        deletion, insertion = deletion_and_insertion(ask, images, labels, maps)
-        yield name, {"deletion": deletion, "insertion": insertion}
+    for name, maps in control_maps(size, len(images)).items():
+        yield name, _of_curves(deletion_and_insertion(ask, images, labels, maps))
 
 
 def on_lesions(
@@ -200,11 +235,15 @@ def on_lesions(
     return found
 
 
+def left(cascade: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What randomising leaves of a map: the size of the correlation, averaged over the parts."""
+    return np.mean(np.abs(list(cascade.values())), axis=0)
+
+
 def against_blob(table: Mapping[str, Any]) -> dict[str, Any]:
     """Deletion and insertion of each method less those of the blob in the middle, figures of any shape."""
-    blob = table[BLOB]
     return {
-        name: {column: row[column] - blob[column] for column in blob}
+        name: {column: row[column] - table[BLOB][column] for column in ("deletion", "insertion")}
         for name, row in table.items()
         if name not in CONTROLS
     }
@@ -216,16 +255,11 @@ JUDGED = {
     "insertion": True,
     "shift": True,
     "rotation": True,
+    "another_film": False,
     "randomised": False,
     "pointing_game": True,
     "energy_in_lesion": True,
 }
-
-
-def _value(row: Mapping[str, Any], column: str) -> float:
-    """A cell of the table; of the randomisation the mean of the size of the correlations over the parts."""
-    cell = row[column]
-    return float(np.mean(np.abs(list(cell.values())))) if isinstance(cell, Mapping) else float(cell)
 
 
 def best(table: Mapping[str, Mapping[str, Any]]) -> str:
@@ -235,13 +269,13 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     section 5): such methods are left out, unless all are such.
     """
     methods = [name for name in table if name not in CONTROLS]
-    at_the_end = {name: list(table[name]["randomised"].values())[-1] for name in methods}
+    at_the_end = {name: list(table[name]["cascade"].values())[-1] for name in methods}
     methods = [name for name in methods if at_the_end[name] ** 2 <= EXPLAINED] or methods
     ranks = np.zeros(len(methods))
     for column, more in JUDGED.items():
         if column in table[methods[0]]:
             # To three digits: methods that agree but for rounding are equals.
-            values = np.round([_value(table[method], column) for method in methods], 3)
+            values = np.round([table[method][column] for method in methods], 3)
             ranks += stats.rankdata(-values if more else values)
     return methods[int(ranks.argmin())]
 
@@ -259,12 +293,10 @@ def rows(found: Mapping[str, Any], intervals: bool = True) -> list[list[str]]:
 def _cell(row: Mapping[str, Any], column: str, bounds: Mapping[str, Any], intervals: bool) -> str:
     if column not in row:
         return ""
-    words = f"{_value(row, column):.3f}"
-    # That of the mean over the parts is not that of one of them.
-    if not intervals or isinstance(bounds[column], Mapping):
-        return words
+    if not intervals:
+        return f"{row[column]:.3f}"
     low, high = bounds[column]
-    return f"{words} ({low:.3f} to {high:.3f})"
+    return f"{row[column]:.3f} ({low:.3f} to {high:.3f})"
 
 
 def advantage(found: Mapping[str, Any]) -> str:
@@ -279,7 +311,7 @@ def advantage(found: Mapping[str, Any]) -> str:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The table for a terminal."""
     return [
-        f"maps of {found['films']} films; chosen by mean rank: {found['chosen']}",
+        f"maps of {found['films']} films, their intervals in metrics.json; chosen by mean rank: {found['chosen']}",
         *markdown(rows(found, intervals=False)).splitlines(),
         advantage(found),
     ]

@@ -266,35 +266,39 @@ def shift_curves(found: Mapping[str, Any], path: Path) -> None:
 
 
 def map_methods(found: Mapping[str, Any], path: Path) -> None:
-    """The CAM methods side by side: deletion and insertion with their controls, and what randomised parts leave.
+    """The CAM methods side by side: curves of deletion and insertion with their controls, and what randomising leaves.
 
     Args:
       found: the `maps` of `examine.examine`.
       path: of the PNG.
     """
     table = found["methods"]
-    figure = _figure(10, 4, f"Are the maps worth looking at? {found['films']} films")
-    left, right = figure.subplots(1, 2)
-    places = np.arange(len(table))
-    for offset, (key, colour, label) in zip(
-        (-0.2, 0.2),
-        (("deletion", "bacterial", "deletion (less is better)"), ("insertion", "normal", "insertion (more is better)")),
-        strict=True,
-    ):
-        bars = left.bar(places + offset, [row[key] for row in table.values()], 0.38, color=COLOURS[colour], label=label)
-        left.bar_label(bars, fmt="%.2f", fontsize=7)
-    left.set_xticks(places, list(table), rotation=20)
-    left.set(ylabel="mean probability of the class", ylim=(0, 1.15))
-    left.legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
-    judged = {name: row["randomised"] for name, row in table.items() if "randomised" in row}
-    styles = itertools.cycle(("-", "--", ":", "-."))  # some methods agree to the last digit
-    for (name, parts), style in zip(judged.items(), styles, strict=False):
-        right.plot(range(len(parts) + 1), [1, *parts.values()], style, marker="o", markersize=3, label=name)
+    figure = _figure(13, 4.2, f"Are the maps worth looking at? {found['films']} films")
+    *curves, right = figure.subplots(1, 3)
+    # Some methods agree to the last digit: a line under another shows between its dashes.
+    styles = dict(zip(table, itertools.cycle(("-", "--", ":", "-.")), strict=False))
+    colours = {name: f"C{place}" if "cascade" in row else "0.6" for place, (name, row) in enumerate(table.items())}
+    for axes, kind, aim in zip(curves, ("deletion", "insertion"), ("less", "more"), strict=True):
+        for name, row in table.items():
+            shares = [float(share) for share in row[f"{kind}_curve"]]
+            heights = list(row[f"{kind}_curve"].values())
+            axes.plot(shares, heights, styles[name], color=colours[name], label=f"{name}, {row[kind]:.2f}")
+        axes.set(title=f"{kind.capitalize()}: area ({aim} is better)", ylim=(0, 1))
+        axes.set_xlabel("share of the film blurred" if kind == "deletion" else "share of the film not blurred")
+        axes.legend(frameon=False, fontsize=8)
+    curves[0].set_ylabel("mean probability of the class")
+    for name, row in table.items():
+        if "cascade" in row:
+            heights = [1, *row["cascade"].values()]
+            right.plot(heights, styles[name], color=colours[name], marker="o", markersize=3, label=name)
+            parts = list(row["cascade"])
     right.axhline(0, color="0.6", linewidth=1)
     right.set_xticks(range(len(parts) + 1), ["none", *parts], rotation=20)
     right.set(xlabel="randomised down to", ylabel="rank correlation with the map as it was", ylim=(-0.5, 1.05))
+    right.set_title("What randomising the network leaves")
     right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
+    for axes in (*curves, right):
+        axes.title.set_fontsize(10)
         _tidy(axes)
     figure.savefig(path, dpi=DPI)
 

@@ -1,5 +1,6 @@
 """The examination of a model, on a model whose answers are known."""
 
+import copy
 import dataclasses
 import types
 
@@ -99,9 +100,9 @@ def test_heat_outside_the_centre():
 
 
 def test_what_is_seen_is_the_middle(predictor):
-    np.testing.assert_array_equal(examine.seen(predictor, 8), np.ones((8, 8)))
+    np.testing.assert_array_equal(faithfulness.seen(predictor, 8), np.ones((8, 8)))
     half = types.SimpleNamespace(members=[dataclasses.replace(predictor.members[0], side=0.5), predictor.members[0]])
-    flat = examine.seen(half, 8)
+    flat = faithfulness.seen(half, 8)
     assert flat[0, 0] == flat[1, 4] == 0.5 and flat[3, 3] == flat[2, 5] == 1
 
 
@@ -111,9 +112,14 @@ def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     found = examine.maps(predictor, split)
     assert found["films"] == 6 and found["methods"].keys() == {"gradcam", "layercam", "random", "centred blob"}
     row = found["methods"]["gradcam"]
-    assert list(row["randomised"]) == ["head", "stage2", "stage1", "stem"]
-    assert row.keys() == {"deletion", "insertion", "shift", "rotation", "randomised"}
-    assert all(-1 <= value <= 1 for value in (row["shift"], row["rotation"], *row["randomised"].values()))
+    assert list(row["cascade"]) == ["head", "stage2", "stage1", "stem"]
+    curves = {"deletion_curve", "insertion_curve"}
+    assert row.keys() == {*faithfulness.JUDGED, *curves, "cascade"} - {"pointing_game", "energy_in_lesion"}
+    assert all(-1 <= row[name] <= 1 for name in ("shift", "rotation", "another_film"))
+    assert row["randomised"] == pytest.approx(np.mean(np.abs(list(row["cascade"].values()))))
+    assert found["intervals"]["gradcam"]["randomised"][0] <= row["randomised"]
+    curve = list(row["insertion_curve"].values())
+    assert len(curve) == 11 and row["insertion"] == pytest.approx(np.trapezoid(curve, dx=0.1))
     assert found["chosen"] in ("gradcam", "layercam")
     low, high = found["intervals"]["gradcam"]["deletion"]
     assert low <= row["deletion"] <= high
@@ -121,6 +127,22 @@ def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     assert gain["value"] == pytest.approx(row["insertion"] - found["methods"]["centred blob"]["insertion"])
     assert gain["interval"][0] <= gain["value"] <= gain["interval"][1]
     assert "deletion" in "\n".join(faithfulness.lines(found))
+
+
+def test_maps_are_compared_where_the_networks_look(predictor, monkeypatch):
+    half = copy.copy(predictor)
+    half.members = (dataclasses.replace(predictor.members[0], side=0.5),)
+    random = np.random.default_rng(0)
+
+    def maps_of_nothing(predictor, images, labels, method):
+        """Noise in the middle, as of a network that knows nothing, and blank where it does not look."""
+        return np.pad(random.random((len(images), 32, 32)), ((0, 0), (16, 16), (16, 16)))
+
+    monkeypatch.setattr(faithfulness, "_maps", maps_of_nothing)
+    found = dict(faithfulness.measure(half, VARIED[:8]))["gradcam"]
+    for name in ("shift", "rotation", "another_film"):
+        assert abs(found[name].mean()) < 0.15, name  # .5 and more if the blank border counted
+    assert abs(found["cascade"]["stem"].mean()) < 0.15
 
 
 def test_lesions_are_pointed_at_where_they_are_known(predictor, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.evaluation import faithfulness
-from jobs.evaluation.faithfulness import deletion_and_insertion
+from jobs.evaluation.faithfulness import area, deletion_and_insertion
 
 
 def ask(films):
@@ -26,8 +26,8 @@ def scene():
 
 def test_a_map_that_names_the_place_deletes_and_inserts_it_first(scene):
     images, labels, right, wrong = scene
-    deletion, insertion = deletion_and_insertion(ask, images, labels, right)
-    worse_deletion, worse_insertion = deletion_and_insertion(ask, images, labels, wrong)
+    deletion, insertion = map(area, deletion_and_insertion(ask, images, labels, right))
+    worse_deletion, worse_insertion = map(area, deletion_and_insertion(ask, images, labels, wrong))
     assert deletion.shape == insertion.shape == (3,)
     assert (deletion < 0.55).all() and (worse_deletion > 0.55).all()
     assert (insertion > 0.7).all() and (worse_insertion < 0.7).all()
@@ -39,7 +39,11 @@ def test_a_model_that_does_not_care_has_the_area_of_its_answer(scene):
     def indifferent(films):
         return np.tile([0.2, 0.7, 0.1], (len(films), 1))
 
-    np.testing.assert_allclose(deletion_and_insertion(indifferent, images, labels, right), 0.7)
+    curves = deletion_and_insertion(indifferent, images, labels, right)
+    assert curves[0].shape == curves[1].shape == (faithfulness.STEPS + 1, 3)
+    np.testing.assert_allclose(curves, 0.7)
+    np.testing.assert_allclose(area(curves[0]), 0.7)
+    np.testing.assert_allclose(area(np.linspace(0, 1, faithfulness.STEPS + 1)), 0.5)
 
 
 def test_curves_start_and_end_at_the_film_and_the_blur(scene):
@@ -100,26 +104,31 @@ def test_controls_know_nothing_of_the_film():
 
 def test_the_best_has_the_best_mean_rank():
     table = {
-        "gradcam": {"deletion": 0.3, "insertion": 0.8, "randomised": {"head": 0.1, "stem": -0.1}},
-        "layercam": {"deletion": 0.2, "insertion": 0.8004, "randomised": {"head": 0.9, "stem": 0.1}},
+        "gradcam": {"deletion": 0.3, "insertion": 0.8, "randomised": 0.1, "cascade": {"stem": -0.1}},
+        "layercam": {"deletion": 0.2, "insertion": 0.8004, "randomised": 0.5, "cascade": {"stem": 0.1}},
         "random": {"deletion": 0.1, "insertion": 0.9},
     }
     assert faithfulness.best(table) == "gradcam"  # 2 + 1.5 + 1 against 1 + 1.5 + 2, the first of equals
-    table["layercam"]["randomised"] = {"head": 0.05, "stem": 0.05}
+    table["layercam"]["randomised"] = 0.05
     assert faithfulness.best(table) == "layercam"
-    table["layercam"] |= {"insertion": 0.85, "randomised": {"head": 0.4, "stem": 0.2}}
+    table["layercam"] |= {"insertion": 0.85, "randomised": 0.3}
     assert faithfulness.best(table) == "layercam"  # 1 + 1 + 2 against 2 + 2 + 1
-    table["layercam"] |= {"randomised": {"head": 0.4, "stem": 0.72}}
-    table["gradcam"]["randomised"] = {"head": 0.1, "stem": 0.7}
+    table["layercam"] |= {"randomised": 0.56, "cascade": {"stem": 0.72}}
+    table["gradcam"] |= {"randomised": 0.4, "cascade": {"stem": 0.7}}
     assert faithfulness.best(table) == "gradcam"  # the other one shows the film, whatever the network
-    table["gradcam"]["randomised"] = {"head": 0.1, "stem": 0.8}
+    table["gradcam"]["cascade"] = {"stem": 0.8}
     assert faithfulness.best(table) == "layercam"  # unless all do
     against = {"layercam": {"deletion": {"value": -0.1, "interval": [-0.2, 0.01]}}}
-    bounds = {name: {column: [0.1, 0.9] for column in row if column != "randomised"} for name, row in table.items()}
-    bounds["gradcam"]["randomised"] = bounds["layercam"]["randomised"] = {}
+    bounds = {name: {column: [0.1, 0.9] for column in row} for name, row in table.items()}
     found = {"films": 5, "methods": table, "intervals": bounds, "against_blob": against, "chosen": "layercam"}
     text = "\n".join(faithfulness.lines(found))
     assert "layercam less the centred blob: deletion -0.100 (-0.200 to +0.010)" in text
-    assert faithfulness.rows(found)[2] == ["layercam", "0.200 (0.100 to 0.900)", "0.850 (0.100 to 0.900)", "0.560"]
-    assert "maps of 5 films; chosen by mean rank: layercam" in text
+    assert faithfulness.rows(found)[2] == ["layercam", *(f"{x:.3f} (0.100 to 0.900)" for x in (0.2, 0.85, 0.56))]
+    assert "maps of 5 films, their intervals in metrics.json; chosen by mean rank: layercam" in text
     assert "| layercam |    0.200 |     0.850 |      0.560 |" in text
+
+
+def test_what_randomising_leaves_is_the_mean_size():
+    assert faithfulness.left({"head": np.array([0.5, -0.4]), "stem": np.array([-0.1, 0.2])}) == pytest.approx(
+        [0.3, 0.3]
+    )

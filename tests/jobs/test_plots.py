@@ -23,11 +23,12 @@ HISTORY = [
 ]
 FIGURE = {"accuracy": {"value": 0.8, "interval": [0.7, 0.9]}, "binary_auroc": {"value": None, "interval": None}}
 SHIFTS = {"curves": {name: [{"value": v, **FIGURE} for v in (1, 2, 9)] for name in ("gamma", "jpeg_quality", "x")}}
+CURVES = {"deletion_curve": {"0": 0.9, "0.5": 0.3, "1": 0.2}, "insertion_curve": {"0": 0.2, "0.5": 0.7, "1": 0.9}}
 MAPS = {
     "films": 12,
     "methods": {
-        "gradcam": {"deletion": 0.2, "insertion": 0.9, "randomised": {"head": 0.1, "stem": -0.1}},
-        "random": {"deletion": 0.6, "insertion": 0.6},
+        "gradcam": CURVES | {"deletion": 0.2, "insertion": 0.9, "cascade": {"head": 0.1, "stem": -0.1}},
+        "random": CURVES | {"deletion": 0.6, "insertion": 0.6},
     },
 }
 CASE = plots.Case(np.full((40, 50), 99, np.uint8), np.eye(40, 50), "a title", correct=False)
@@ -55,7 +56,7 @@ WORDS = {
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
     "shifts": ["jpeg quality", "accuracy, three classes", "AUROC, pneumonia"],
-    "maps": ["12 films", "gradcam", "insertion (more is better)", "0.90", "stem"],
+    "maps": ["12 films", "gradcam, 0.90", "Insertion: area (more is better)", "random, 0.60", "stem"],
     "learning_curves": ["5 epochs", "best, epoch 3", "validation"],
 }
 
