@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation.metrics import LOSSES, by_value, line, ratio
+from jobs.evaluation.metrics import by_value, line, ratio
 from model.labels import NORMAL
 
 
@@ -94,8 +94,10 @@ def measure(
 def table(measured: Mapping[str, Any]) -> str:
     """What `report.write` measured of the decisions, for a terminal."""
     found, intervals, fitted = measured["decisions"], measured["decisions"]["intervals"], measured["calibration"]
-    before = ", ".join(f"{name.replace('_', ' ')} {fitted['before'][name]:.4f}" for name in LOSSES)
-    lines = [f"calibrated with temperature {fitted['temperature']:.3f}; before: {before}"]
+    lines = [f"calibrated with temperature {fitted['temperature']:.3f}; before:"]
+    for name, value in fitted["before"].items():
+        lines.append(line(name.replace("_", " "), value, fitted["intervals"]["before"][name], loss=True))
+    lines.append("")
     lines.append(line("refused", found["refused"], intervals["refused"]))
     lines += ["", f"uncertain below {fitted['confidence']:.3f}"]
     for name, value in found["abstention"].items():

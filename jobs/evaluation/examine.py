@@ -42,6 +42,7 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
         "shortcuts": {
             "parts": parts,
             "groups": groups(split, probabilities),
+            "alone": alone(split),
             "heat_outside": heat_outside(
                 heatmaps[np.arange(len(decided)), decided],
                 faithfulness.seen(predictor, heatmaps.shape[2]),
@@ -161,6 +162,22 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
                 "classes": np.bincount(split.labels[rows], minlength=3).tolist(),
                 **{name: {"value": values[name], "interval": bounds[name]} for name in ("accuracy", "binary_auroc")},
             }
+    return told
+
+
+def alone(split: Split) -> dict[str, Any]:
+    """What one number of the source's files says without a look at the film, where files differ in it: the AUROC of
+    pneumonia if wide films, and if small films, are taken for it."""
+    height, width = split.sizes.T
+    told = {}
+    for what, score in (("a wide film", width / height), ("a small film", -np.sqrt(width * height))):
+        if np.ptp(score) > 0:
+
+            def area(weights: np.ndarray, score: np.ndarray = score) -> dict[str, Any]:
+                return {"auroc": metrics.auroc(split.labels != NORMAL, score, weights)}
+
+            values, bounds = estimate(area, split.patients)
+            told[what] = {"value": values["auroc"], "interval": bounds["auroc"]}
     return told
 
 
@@ -287,12 +304,18 @@ def table(found: Mapping[str, Any]) -> str:
         for group, values in of_way.items():
             figures = ";  ".join(stated(values[name]) for name in ("accuracy", "binary_auroc"))
             lines.append(f"{group:>28}  {figures};  {', '.join(map(str, values['classes']))}")
+    if shortcuts["alone"]:
+        lines += ["", "AUROC of pneumonia without a look at the film"]
+        lines += [f"{f'{what} is ill':>28}  {stated(figure)}" for what, figure in shortcuts["alone"].items()]
     outside = shortcuts["heat_outside"]
     heat = stated({"value": outside["share"], "interval": outside["interval"]})
     lines += ["", f"heat outside the central region: {heat}; of a flat map {100 * outside['of_a_flat_map']:.1f} %"]
     lines += ["", *faithfulness.lines(found["maps"])]
     if "outliers" in found:
-        lines += ["", f"{'refused':>28}  pictures, by the features' distance: AUROC"]
+        lines += ["", "refused, of pictures that are no upright chest films; AUROC of the features' distance"]
         for kind, values in found["outliers"].items():
-            lines.append(f"{kind:>36}  {100 * values['refused']:5.1f} % of {values['count']}, {values['auroc']:.3f}")
+            refused, area = (
+                stated({"value": values[name], "interval": values["intervals"][name]}) for name in ("refused", "auroc")
+            )
+            lines.append(f"{kind:>36}  {refused} of {values['count']}; {area}")
     return "\n".join(lines)

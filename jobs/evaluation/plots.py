@@ -382,9 +382,12 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
         (files, "file size", lambda films: films["size_bytes"] / 1000, "kB"),
     ):
         low, high = np.percentile(value(columns), (0.5, 99.5))
-        edges = np.linspace(low, high, 40) if high > low else np.array([low - 0.5, low + 0.5])
-        for kind, films in of_class.items():
+        for kind, films in of_class.items() if high > low else ():
+            edges = np.linspace(low, high, 40)
             panel.hist(np.clip(value(films), low, high), edges, histtype="step", linewidth=1.5, color=COLOURS[kind])
+        if high == low:
+            panel.text(0.5, 0.5, f"{low:.4g} in all films", ha="center", va="center", transform=panel.transAxes)
+            panel.set(xticks=[], yticks=[])
         known = aurocs.get(name)
         told = "" if known is None else f": alone, AUROC {known:.2f} for pneumonia"
         panel.set(xlabel=label, ylabel="films", title=name.capitalize() + told)

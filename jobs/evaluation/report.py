@@ -76,12 +76,14 @@ def write(
     }
     if calibration := predictor.calibration:
         refused = np.asarray([answer.decision == REFUSED for answer in answers])
+        before_it = intervals(split.labels, uncalibrated, split.patients)
         measured["calibration"] = {
             "temperature": calibration.temperature,
             "bias": list(calibration.bias),
             "confidence": calibration.confidence,
             "thresholds": dict(calibration.operating_points),
             "before": {name: metrics.score(split.labels, uncalibrated)[name] for name in metrics.LOSSES},
+            "intervals": {"before": {name: before_it[name] for name in metrics.LOSSES}},
         }
         figures, their_intervals = estimate(
             lambda weights: decisions.measure(

@@ -84,7 +84,12 @@ def test_what_a_number_tells_is_cross_validated():
     labels = np.array([image.label for image in images])
     telling = tell(images, labels + random.normal(0, 0.05, 240))
     assert isinstance(telling, Told) and telling.balanced_accuracy > 0.95 and telling.auroc > 0.95
+    assert telling.intervals["auroc"][0] <= telling.auroc <= telling.intervals["auroc"][1] <= 1
     silent = tell(images, random.normal(size=240))
+    low, high = silent.intervals["balanced_accuracy"]
+    assert low < silent.balanced_accuracy < high < low + 0.2
+    ill = tell([image for image in images if image.label], random.normal(size=160))
+    assert ill.chance == 1 / 2 and ill.auroc is None and ill.intervals["auroc"] is None
     assert silent.balanced_accuracy == pytest.approx(1 / 3, abs=0.12) and silent.chance == pytest.approx(1 / 3)
     assert tell(images, np.full(240, 1.25)) == "says nothing: it is 1.25 in all files"
     assert "patients are" in tell(images[:9], np.arange(9.0)) and "5 are needed" in tell(images[:9], np.arange(9.0))

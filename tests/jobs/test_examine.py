@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from jobs.datasets.films import Split
 from jobs.evaluation import examine, faithfulness, negatives, shifts
@@ -83,7 +84,21 @@ def test_groups_by_what_should_not_matter(split):
     names = [f"child {'abcd'[index % 4]}" for index in range(40)]
     same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224), "patients": names})
     assert examine.groups(same, probabilities).keys() == {"file series", "brightness"}
+    assert examine.alone(same) == {}
     assert examine.series("train/NORMAL/IM-1.jpeg") == "IM"  # a name that is taken keeps its folders
+
+
+def test_what_a_size_tells_alone(split):
+    ill = split.labels != 0
+    wide = np.where(ill, 900, 600) + np.arange(40) % 2  # ill ones are wider, and of all areas
+    sizes = np.stack([np.full(40, 500), wide], axis=1)
+    found = examine.alone(types.SimpleNamespace(**vars(split) | {"sizes": sizes}))
+    assert found["a wide film"] == {"value": 1, "interval": [1, 1]}
+    assert found["a small film"] == {"value": 0, "interval": [0, 0]}
+    found = examine.alone(split)["a wide film"]  # sizes by chance
+    height, width = split.sizes.T
+    assert found["value"] == pytest.approx(roc_auc_score(ill, width / height))
+    assert found["interval"][0] < 0.5 < found["interval"][1]
 
 
 def test_heat_outside_the_centre():

@@ -13,13 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from jobs import JobError
 from jobs.datasets.chest_xray.source import SetAside, read, split_folder
 from jobs.datasets.splits import patient_groups
+from jobs.evaluation import metrics
+from jobs.evaluation.intervals import estimate
 from model.labels import CLASSES, NORMAL
 
 NO_FOLDER = "no split"  # of images that stand below no train, val or test
@@ -56,6 +57,7 @@ class Told(NamedTuple):
     balanced_accuracy: float  # over the classes there are
     chance: float  # the balanced accuracy of a guess
     auroc: float | None  # of pneumonia against normal; None where one of them is absent
+    intervals: dict[str, list[float] | None]  # of both, over resampled patients
 
 
 def collect(source: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Contents:
@@ -151,9 +153,15 @@ def tell(images: Sequence[Image], values: np.ndarray) -> Told | str:
         cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0),
         method="predict_proba",
     )  # (N, classes present)
-    pneumonia = labels != NORMAL
-    return Told(
-        balanced_accuracy=float(balanced_accuracy_score(labels, present[probabilities.argmax(axis=1)])),
-        chance=1 / len(present),
-        auroc=float(roc_auc_score(pneumonia, 1 - probabilities[:, 0])) if 0 < pneumonia.sum() < len(labels) else None,
-    )
+    right = present[probabilities.argmax(axis=1)] == labels
+
+    def figures(weights: np.ndarray) -> dict[str, np.ndarray]:
+        of_classes = [metrics.ratio(weights @ (right & (labels == one)), weights @ (labels == one)) for one in present]
+        normal = probabilities[:, 0] if present[0] == NORMAL else np.zeros(len(labels))
+        return {
+            "balanced_accuracy": np.mean(of_classes, axis=0),
+            "auroc": metrics.auroc(labels != NORMAL, 1 - normal, weights),
+        }
+
+    values, intervals = estimate(figures, [of_image[image.name] for image in images])
+    return Told(values["balanced_accuracy"], 1 / len(present), values["auroc"], intervals)

@@ -115,14 +115,18 @@ def _files(images: Sequence[Image]) -> list[list[str]]:
 
 
 def _told(told: Mapping[str, Told | str]) -> list[str]:
-    rows = [["from", "balanced accuracy", "of a guess", "AUROC, pneumonia"]]
+    rows = [["from", "balanced accuracy (95 % interval)", "of a guess", "AUROC, pneumonia"]]
+
+    def stated(found: Told, name: str) -> str:
+        value, interval = getattr(found, name), found.intervals[name]
+        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+
     sentences = []
     for name, found in told.items():
         if isinstance(found, str):
             sentences.append(f"The {name} {found}.")
         else:
-            auroc = "" if found.auroc is None else f"{found.auroc:.3f}"
-            rows.append([name, f"{found.balanced_accuracy:.3f}", f"{found.chance:.3f}", auroc])
+            rows.append([name, stated(found, "balanced_accuracy"), f"{found.chance:.3f}", stated(found, "auroc")])
     return [markdown(rows), *sentences] if len(rows) > 1 else sentences
 
 
