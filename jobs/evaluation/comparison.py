@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from jobs.evaluation import metrics
-from jobs.evaluation.intervals import cluster_weights, percentile
+from jobs.evaluation.intervals import BIASED, cluster_weights, holding, mirrored, percentile
 
 
 class McNemar(NamedTuple):
@@ -86,6 +86,9 @@ def differences(
 ) -> dict[str, Any]:
     """First minus second in every figure of `metrics.score`, with the interval over the same resamples of patients.
 
+    A resample adds to both of two calibration errors, and more to the smaller: each is mirrored, then they are
+    subtracted.
+
     Returns:
       Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined.
     """
@@ -93,11 +96,19 @@ def differences(
     one, other = (metrics.measure(labels, probabilities, weights) for probabilities in (first, second))
 
     def subtract(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-        return {name: subtract(a[name], b[name]) if isinstance(a[name], dict) else a[name] - b[name] for name in a}
+        return {
+            name: subtract(a[name], b[name]) if isinstance(a[name], dict) else stated(name, a[name], b[name])
+            for name in a
+        }
 
-    def stated(values: np.ndarray) -> dict[str, Any] | None:
-        if not np.isfinite(values[0]):
+    def stated(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any] | None:
+        difference = float(a[0] - b[0])
+        if not np.isfinite(difference):
             return None
-        return {"difference": float(values[0]), "interval": percentile(values[1:])}
+        if name in BIASED:
+            interval = holding(difference, mirrored(a[0], a[1:]) - mirrored(b[0], b[1:]))
+        else:
+            interval = percentile(a[1:] - b[1:])
+        return {"difference": difference, "interval": interval}
 
-    return metrics.each(subtract(one, other), stated)
+    return subtract(one, other)

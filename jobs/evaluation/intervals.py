@@ -36,24 +36,25 @@ def percentile(values: np.ndarray) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def reflected(figure: float, values: np.ndarray) -> list[float] | None:
-    """As `percentile`, mirrored about the figure, but not below 0: for one that every resample moves the same way.
+def mirrored(figure: float, values: np.ndarray) -> np.ndarray:
+    """Resamples (B,) of a figure that each of them moves the same way, mirrored about it, but not below 0.
 
     The basic bootstrap of Davison and Hinkley 1997, section 5.2, of squares, whose bias adds up: those of the resamples
-    are as far above the figure's as that is above what it estimates. Where that leaves the figure outside, it is
-    itself the bound.
+    are as far above the figure's as that is above what it estimates.
     """
-    bounds = percentile(values**2)
-    if bounds is None:
-        return None
-    low, high = (max(0.0, 2 * figure**2 - bound) ** 0.5 for bound in reversed(bounds))
-    return [float(min(low, figure)), float(max(high, figure))]
+    return np.sqrt(np.maximum(0, 2 * figure**2 - values**2))
+
+
+def holding(figure: float, values: np.ndarray) -> list[float] | None:
+    """As `percentile`, of mirrored resamples; where that leaves the figure outside, it is itself the bound."""
+    bounds = percentile(values)
+    return None if bounds is None else [float(min(bounds[0], figure)), float(max(bounds[1], figure))]
 
 
 def estimate(
     figures: Callable[[np.ndarray], dict[str, Any]], patients: Sequence[str], seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of films, and their 95 % intervals: percentiles of the resamples, reflected for the figures of BIASED.
+    """Figures of films, and their 95 % intervals: percentiles of the resamples, mirrored for the figures of BIASED.
 
     Where not one film is wrong no resample is: an interval of no width says no more than that.
 
@@ -79,8 +80,10 @@ def _bounds(measured: dict[str, Any]) -> dict[str, Any]:
             bounds[name] = _bounds(figure)
         elif not np.isfinite(figure[0]):
             bounds[name] = None
+        elif name in BIASED:
+            bounds[name] = holding(figure[0], mirrored(figure[0], figure[1:]))
         else:
-            bounds[name] = reflected(figure[0], figure[1:]) if name in BIASED else percentile(figure[1:])
+            bounds[name] = percentile(figure[1:])
     return bounds
 
 

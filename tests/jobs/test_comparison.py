@@ -8,7 +8,7 @@ from scipy import stats
 
 from jobs import JobError, UsageError, compare
 from jobs.evaluation import comparison, metrics
-from jobs.evaluation.intervals import cluster_weights, estimate, intervals, percentile, reflected
+from jobs.evaluation.intervals import BIASED, cluster_weights, estimate, holding, intervals, mirrored, percentile
 from model.calibration import rescale
 from model.labels import CLASSES
 
@@ -195,6 +195,20 @@ def test_differences_against_scipys_bootstrap_of_patients():
     np.testing.assert_allclose(found["interval"], [theirs.low, theirs.high], atol=0.006)
 
 
+def test_the_interval_of_a_difference_in_calibration_error_holds_the_true_one():
+    sharpened = metrics.score(*answers_of_known_calibration(99, 200_000, 0.6))
+    held = dict.fromkeys(BIASED, 0)
+    for seed in range(8):
+        labels, true = answers_of_known_calibration(seed, 300, 1.0)
+        found = comparison.differences(labels, true, rescale(true, 0.6, (0, 0, 0)), [str(film) for film in range(300)])
+        for name in held:
+            low, high = found[name]["interval"]
+            held[name] += low <= -sharpened[name] <= high
+    assert min(held.values()) >= 7  # percentiles of the differences hold 1 and 0
+    same = comparison.differences(labels, true, true, [str(film) for film in range(300)])
+    assert same["ece"] == {"difference": 0, "interval": [0, 0]}
+
+
 def test_files_that_cannot_be_compared(tmp_path, capsys):
     labels, probabilities = answers(5)
     a = write(tmp_path / "a.csv", labels, probabilities)
@@ -230,9 +244,13 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
         compare.main([str(a), str(flipped)])
 
 
-def test_a_reflected_interval_holds_its_figure():
+def test_an_interval_of_mirrored_resamples_holds_its_figure():
     inside = np.linspace(0.3, 0.5, 2001)
-    assert reflected(0.4, inside) == pytest.approx([(0.32 - 0.495**2) ** 0.5, (0.32 - 0.305**2) ** 0.5], abs=1e-6)
-    assert reflected(0.2, inside) == [0, 0.2]  # every resample moves it up
-    assert reflected(0.6, inside) == pytest.approx([0.6, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down
-    assert reflected(0.2, np.full(3, np.nan)) is None
+
+    def interval(figure, values=inside):
+        return holding(figure, mirrored(figure, values))
+
+    assert interval(0.4) == pytest.approx([(0.32 - 0.495**2) ** 0.5, (0.32 - 0.305**2) ** 0.5], abs=1e-6)
+    assert interval(0.2) == [0, 0.2]  # every resample moves it up
+    assert interval(0.6) == pytest.approx([0.6, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down
+    assert interval(0.2, np.full(3, np.nan)) is None
