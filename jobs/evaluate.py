@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jobs import run
+from jobs import UsageError, run
 from jobs.datasets import films
 from jobs.evaluation import decisions, examine, metrics, report
 from model import gradcam
@@ -33,7 +33,7 @@ _SPLIT = flags.DEFINE_enum("split", "validation", list(films.SPLITS), "Which spl
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _OUT = flags.DEFINE_string("out", None, "The folder for figures and plots.", required=True)
 _PREVALENCE = flags.DEFINE_float(
-    "prevalence", None, "Of pneumonia where PPV and NPV are stated for; that of the split where none is given.", 0, 1
+    "prevalence", None, "Of pneumonia where PPV and NPV are stated for; that of the split where none is given."
 )
 _FULL = flags.DEFINE_bool("full", False, "Also shifts, shortcuts, other pictures, and the maps; takes minutes.")
 _METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the heat maps.")
@@ -43,6 +43,8 @@ _UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, 
 
 def main(arguments: list[str]) -> None:
     del arguments
+    if _PREVALENCE.value is not None and not 0 <= _PREVALENCE.value <= 1:  # NaN, too, which the bounds of a flag let by
+        raise UsageError(f"--prevalence={_PREVALENCE.value}: it must be from 0 to 1; give a share, such as 0.2")
     predictor = Predictor.open(Path(_CHECKPOINT.value))
     split = films.read_as_trained(predictor.metas, Path(_DATA_DIR.value), _SPLIT.value)
     measured, written = report.write(

@@ -251,6 +251,14 @@ def test_several_make_an_ensemble_that_is_calibrated_as_one(run, bundle, phantom
     assert {path.name for path in out.iterdir()} == {"member-1", "member-2", "ATTRIBUTION.md", "calibration.json"}
 
 
+@pytest.mark.parametrize("prevalence", ["nan", "1.5", "0.0", "1.0"])
+def test_a_prevalence_is_a_share(prevalence, tmp_path):
+    result = job("evaluate", "--checkpoint", tmp_path / "absent", "--out", tmp_path, f"--prevalence={prevalence}")
+    refused = f"error: --prevalence={prevalence}: it must be from 0 to 1; give a share, such as 0.2\n"
+    assert result.returncode == (2 if prevalence in ("nan", "1.5") else 1)
+    assert (result.stderr == refused) == (result.returncode == 2) and "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("prior", ["a,b,c", "0.5,0.4,0.3"])
 def test_a_prior_is_three_shares(run, phantom_data, prior):
     result = job("calibrate", "--checkpoint", run, "--data_dir", phantom_data, "--prior", prior)

@@ -21,6 +21,9 @@ def test_predictive_values_follow_bayes():
     ppv = (2 / 3 * 0.1) / (2 / 3 * 0.1 + 0.5 * 0.9)
     npv = (0.5 * 0.9) / (0.5 * 0.9 + 1 / 3 * 0.1)
     assert found == pytest.approx({"sensitivity": 2 / 3, "specificity": 0.5, "ppv": ppv, "npv": npv})
+    for share in (0, 1):  # where nobody is ill, or everybody
+        found = first(decisions.operating_point(LABELS, PROBABILITIES, 0.65, share, ONES))
+        assert (found["ppv"], found["npv"]) == (share, 1 - share)
     own = first(decisions.operating_point(LABELS, PROBABILITIES, 0.65, None, ONES))
     assert (own["ppv"], own["npv"]) == pytest.approx((2 / 3, 1 / 2))  # counts of the films themselves
 
