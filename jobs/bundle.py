@@ -7,12 +7,12 @@
 Taken is the best step by config.select, or with --latest the newest, which a long schedule has settled. Several
 checkpoints make an ensemble, whose answer is the mean of its members'; calibrate it after that. Every --checkpoint of
 the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases
-and BatchNorm stay float32.
+and BatchNorm stay float32. Rounded kernels are other weights: a calibration is of those it was fitted to, so the copy
+has none until it is calibrated itself.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +71,9 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
                 writer.save(
                     member.step, stored, checkpoint.shared(member.meta), score=float("-inf") if score is None else score
                 )
-        if calibration:  # rounded by a few thousandths they are other weights, which answer alike
-            weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
-            (new / FILE).write_text(dataclasses.replace(calibration, weights=weights).to_text())
+        weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
+        if calibration and calibration.weights == weights:
+            (new / FILE).write_text(calibration.to_text())
         (new / checkpoint.ATTRIBUTION).write_text(checkpoint.attribution(member.meta for member in loaded))
         if out.exists():
             out.rename(Path(scratch) / "old")
@@ -81,8 +81,9 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     members = ", ".join(f"step {member.step}, epoch {member.meta['epoch']}" for member in loaded)
     print(f"{out}: {members}, {dtype}, {size / 1e6:.1f} MB")
-    if not calibration:
-        print(f"not calibrated; next: python jobs/calibrate.py --checkpoint {out}")
+    if not (out / FILE).exists():
+        why = f" ({sources[0] / FILE} is of the kernels before they were rounded)" if calibration else ""
+        print(f"not calibrated{why}; next: python jobs/calibrate.py --checkpoint {out}")
 
 
 def _is_ours(entry: Path) -> bool:

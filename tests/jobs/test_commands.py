@@ -231,13 +231,26 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
 
 def test_a_bundle_takes_the_calibration_along(calibrated, tmp_path):
     directory, _ = calibrated
-    for dtype in ("float32", "bfloat16"):  # the second replaces the first
-        done(job("bundle", "--checkpoint", directory, "--out", tmp_path / "bundle", "--dtype", dtype))
-        bundled, run = Predictor.open(tmp_path / "bundle"), Predictor.open(directory)
-        assert bundled.calibration.temperature == run.calibration.temperature
-        assert (bundled.weights == run.weights) == (dtype == "float32")
-    done(job("bundle", "--checkpoint", tmp_path / "bundle", "--out", tmp_path / "again"))
-    assert Predictor.open(tmp_path / "again").calibration.temperature == run.calibration.temperature
+    for source, out in ((directory, tmp_path / "bundle"), (tmp_path / "bundle", tmp_path / "again")):
+        assert "not calibrated" not in done(job("bundle", "--checkpoint", source, "--out", out))
+        bundled, run = Predictor.open(out), Predictor.open(directory)
+        assert bundled.weights == run.weights
+        assert bundled.calibration.to_text() == run.calibration.to_text()
+
+
+def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp_path):
+    directory, _ = calibrated
+    out, arguments = tmp_path / "bundle", ("--dtype", "bfloat16")
+    done(job("bundle", "--checkpoint", directory, "--out", out))
+    said = done(job("bundle", "--checkpoint", directory, "--out", out, *arguments))  # in the place of one that has it
+    assert said.endswith(
+        f"not calibrated ({directory / 'calibration.json'} is of the kernels before they were rounded); "
+        f"next: python jobs/calibrate.py --checkpoint {out}\n"
+    )
+    assert Predictor.open(out).calibration is None
+    done(job("calibrate", "--checkpoint", out, "--data_dir", phantom_data))
+    assert "not calibrated" not in done(job("bundle", "--checkpoint", out, "--out", tmp_path / "again", *arguments))
+    assert Predictor.open(tmp_path / "again").calibration.weights == Predictor.open(out).weights  # rounded already
 
 
 def test_several_make_an_ensemble_that_is_calibrated_as_one(run, bundle, phantom_data, tmp_path):
