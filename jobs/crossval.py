@@ -14,7 +14,8 @@ SIGTERM finishes the step, saves and exits with 0; a second one stops at once.
 Written to WORKDIR at the end: crossval.md and crossval.json (the figures of each member on its fold, their mean and
 standard deviation, and those of all films out of fold with 95 % intervals over resampled patients) and predictions.csv
 (each film by the members that did not train on it, their probabilities averaged), for jobs/compare.py. WORKDIR can be
-opened as an ensemble of all members; of the films here, it has seen each.
+opened as an ensemble of all members. Of the films here none was held out by all of them, so it can be measured on the
+test split alone, and cannot be calibrated; a single member can.
 """
 
 from __future__ import annotations

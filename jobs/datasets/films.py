@@ -305,12 +305,13 @@ def read_as_trained(metas: Sequence[Mapping[str, Any]], data_dir: Path, split: s
     if len(held_out) > 1:
         raise JobError(
             f"each film of train and validation was trained on by some of the {len(metas)} members, which held out "
-            "different folds; give --split test, one member, or read the out-of-fold figures in crossval.md"
+            "different folds; calibrate or evaluate one member, evaluate all of them with --split test, or read the "
+            "out-of-fold figures in crossval.md"
         )
     if facts(data_dir, dataset["name"])["fingerprint"] != dataset["fingerprint"]:
         raise JobError(
             f"the checkpoint held out a fold of another {dataset['name']} than is in {data_dir}: films it has seen "
-            "would pass for new ones; give the --data_dir it was trained from, or --split test"
+            "would pass for new ones; give the --data_dir it was trained from, or evaluate it with --split test"
         )
     ((folds, fold),) = held_out
     return read(data_dir, dataset["name"], split, folds=folds, fold=fold)

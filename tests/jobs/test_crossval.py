@@ -20,8 +20,10 @@ from jobs.evaluation import metrics, predictions
 from jobs.training import beginning, crossval, loop, runs
 from jobs.training.plan import check
 from model import checkpoint
+from model.calibration import FILE
 from model.labels import CLASSES
 from model.predictor import Predictor
+from tests.jobs.test_commands import done, job
 from tests.jobs.test_loop import config
 
 FOLDS, SEEDS = 2, 2
@@ -237,13 +239,24 @@ def test_seen_films_do_not_pass_for_held_out_ones(phantom_data, straight, tmp_pa
     assert films.read_as_trained([other], phantom_data, "validation").names == validation.names
     assert films.read_as_trained([other, other], phantom_data, "train").names != validation.names
     for split in ("train", "validation"):
-        with pytest.raises(JobError, match="by some of the 2 members, which held out different folds; give --split te"):
+        with pytest.raises(JobError, match="by some of the 2 members, which held out different folds; calibrate or"):
             films.read_as_trained([one, other], phantom_data, split)
     test = films.read(phantom_data, "phantom", "test")
     assert films.read_as_trained([one, other], phantom_data, "test").names == test.names
     elsewhere = one | {"dataset": one["dataset"] | {"fingerprint": "other"}}
     with pytest.raises(JobError, match="held out a fold of another phantom than is in"):
         films.read_as_trained([elsewhere], phantom_data, "validation")
+
+
+def test_one_member_is_calibrated_but_not_all(phantom_data, straight, tmp_path):
+    refused = job("calibrate", "--checkpoint", straight[0], "--data_dir", phantom_data)
+    assert refused.returncode == 1 and not (straight[0] / FILE).exists()
+    assert "some of the 4 members, which held out different folds; calibrate or evaluate one member" in refused.stderr
+    shutil.copytree(straight[0] / "member-2", tmp_path / "member-2")
+    done(job("calibrate", "--checkpoint", tmp_path / "member-2", "--data_dir", phantom_data))
+    fitted = json.loads((tmp_path / "member-2" / FILE).read_text())["facts"]["splits"]
+    held_out = films.read(phantom_data, "phantom", "validation", folds=FOLDS, fold=1)
+    assert fitted["validation"]["films"] == len(held_out.names)
 
 
 def test_runs_of_before_there_were_folds_go_on_and_are_read_as_prepared(phantom_data, straight):
