@@ -8,8 +8,10 @@ On the validation films: the temperature that makes probabilities true, the oper
 *uncertain*. On the training films: what films look like, so that anything else is refused. Every command that is given
 the checkpoint then uses it; a calibration of other weights is refused.
 
-With --prior a bias a class is fitted as well, for a place where the classes are as common as stated; all figures are
-then those of such a place.
+With --prior a bias a class is fitted as well, for a place where the classes are as common as stated: the probabilities,
+the confidence, and the figures that are written here are then those of such a place. The sensitivity and specificity of
+an operating point are those of any. What `evaluate.py` measures with these probabilities is of the split as it is; give
+it the --prevalence of the place, for PPV and NPV there.
 """
 
 from __future__ import annotations

@@ -264,6 +264,20 @@ def test_several_make_an_ensemble_that_is_calibrated_as_one(run, bundle, phantom
     assert {path.name for path in out.iterdir()} == {"member-1", "member-2", "ATTRIBUTION.md", "calibration.json"}
 
 
+def test_figures_at_a_prior_are_written_here_and_those_of_the_split_by_evaluate(run, phantom_data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    arguments = ("--checkpoint", tmp_path / "run", "--data_dir", phantom_data)
+    done(job("calibrate", *arguments, "--prior", "0.6,0.3,0.1"))
+    done(job("evaluate", *arguments, "--out", tmp_path / "report"))
+    fitted = json.loads((tmp_path / "run/calibration.json").read_text())["facts"]["figures"]
+    measured = json.loads((tmp_path / "report/metrics.json").read_text())
+    sensitivities = [values["sensitivity"] for values in measured["classes"].values()]
+    shares = [values["count"] / measured["count"] for values in measured["classes"].values()]
+    assert fitted["accuracy"][0] == pytest.approx(np.dot([0.6, 0.3, 0.1], sensitivities))
+    assert measured["accuracy"] == pytest.approx(np.dot(shares, sensitivities))
+    assert abs(fitted["accuracy"][0] - measured["accuracy"]) > 0.01
+
+
 @pytest.mark.parametrize("prevalence", ["nan", "1.5", "0.0", "1.0"])
 def test_a_prevalence_is_a_share(prevalence, tmp_path):
     result = job("evaluate", "--checkpoint", tmp_path / "absent", "--out", tmp_path, f"--prevalence={prevalence}")
