@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluation import faithfulness
+from jobs.evaluation.intervals import RESAMPLES
+from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import APART, HELD_OUT
 from jobs.evaluation.tables import markdown
 from model.labels import CLASSES
@@ -74,8 +76,8 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
         lines.append("It was trained on synthetic drawings: what it answers to a real film means nothing.")
     else:
         lines += [
-            "The films are of children of one to five years, of one hospital. Expect worse on other ages, hospitals "
-            "and machines: nothing here was measured there.",
+            "As it was published, the dataset is of children of one to five years, of one hospital. Expect worse on "
+            "other ages, hospitals and machines: nothing here was measured there.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
             "not even by experts, and a film of any other disease is called one of the three classes.",
         ]
@@ -205,13 +207,13 @@ def _factors(measured: Mapping[str, Any]) -> str:
     )
 
 
-_METRICS = """\
+_METRICS = f"""\
 Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumonia accuracy, sensitivity, specificity
-and AUROC; log loss, Brier score and expected calibration error (15 bins, of equal width and of equal mass) for the
-probabilities. Each with its 95 % interval over 2,000 bootstrap resamples of the patients, since films of one patient
-are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals are reflected.
-An interval of no width says only that no film was wrong. Thresholds were chosen on the validation split and nowhere
-else."""
+and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of equal width and of equal mass) for the
+probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
+patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals are
+reflected. An interval of no width says only that no film was wrong. Thresholds were chosen on the validation split and
+nowhere else."""
 
 
 def _evaluation_data(measured: Mapping[str, Any]) -> str:
@@ -224,8 +226,8 @@ def _evaluation_data(measured: Mapping[str, Any]) -> str:
     text += "none of them in training." if held_out else f"{APART}: whether a patient is in both was not checked."
     if measured["split"] == "validation":
         text += (
-            " The checkpoint and the thresholds were chosen on it, which flatters the figures a little; the official "
-            "test split was not used for anything."
+            " The checkpoint and the thresholds were chosen on it, which flatters the figures a little. Training, "
+            "calibration and this report read no film of a test split."
         )
     return text
 
@@ -238,7 +240,8 @@ def _training_data(predictor: Predictor) -> str:
     return (
         f"The train split of `{dataset['name']}`: {train['films']} films of {train['patients']} patients ({counts}). "
         f"{dataset['citation'] or 'Drawn by a program'}. Licence {dataset['license']}. Fingerprint of the prepared "
-        f"data: `{dataset['fingerprint'][:16]}`. No patient and no file is in two splits."
+        f"data: `{dataset['fingerprint'][:16]}`. Preparing lets no file and no patient be in two splits, as far as the "
+        "names of files tell patients; a film whose name tells none counts as a patient of its own."
     )
 
 
@@ -319,16 +322,20 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
 
 
 _ETHICS = """\
-The films are public and without names; consent and ethics approval are those of the dataset's paper. A confident wrong
-answer about a child could delay treatment, and a heat map lends it an air of reason: the page therefore says beside
-every answer that it is not a medical device, leaves films undecided, and refuses what it was not made for."""
+Consent, ethics approval and the removal of names are those of the dataset. A confident wrong answer about a child could
+delay treatment, and a heat map lends it an air of reason: the page therefore says beside every answer that it is not a
+medical device, leaves films undecided, and refuses what it was not made for."""
 
 _CAVEATS = f"""\
 Compare models by `python jobs/compare.py` on the same films, not by two figures with overlapping intervals. Measure
 again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the films or the shares of
 {", ".join(CLASSES)} differ. Trust the maps less where methods disagree."""
 
-_GUIDELINES = markdown(
+_GUIDELINES = """\
+CLAIM is that of 2020, of 42 items (Mongan et al., Radiology: Artificial Intelligence 2, e200029), which its update of
+2024 numbers otherwise; TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378).
+
+""" + markdown(
     [
         ["guideline, item", "where"],
         ["CLAIM 1, 2 title and abstract", "head; Limits"],
@@ -338,7 +345,8 @@ _GUIDELINES = markdown(
         ["CLAIM 11 definitions of data elements", "Limits"],
         ["CLAIM 12 de-identification", "Ethical considerations"],
         ["CLAIM 13 missing data", "files that cannot be read are listed when data are prepared"],
-        ["CLAIM 14-18 ground truth: definition, source, variability", "Limits (the labels are the dataset's)"],
+        ["CLAIM 14-17 ground truth: definition, rationale, source, tools", "Limits (the labels are the dataset's)"],
+        ["CLAIM 18 variability between and within experts", "not done: how far experts agree is not measured here"],
         ["CLAIM 19 sample size", "Training data; Evaluation data (all films there are)"],
         ["CLAIM 20, 21 partitions, and at which level they are disjoint", "Training data; Evaluation data"],
         ["CLAIM 22-24 model, software, initialisation", "Model details"],

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
 
-from jobs.evaluation import cards
+from jobs.evaluation import cards, intervals, metrics
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
 
@@ -81,6 +82,30 @@ def test_where_weights_and_answers_came_from_is_told(reported):
     assert "member 1 learnt are the answers of `older` (weights 0123456789ab). Code" in text
 
 
+def test_the_card_claims_no_more_than_is_known(reported):
+    predictor = Predictor.open(reported)
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    measured["dataset"]["name"] = predictor.meta["dataset"]["name"] = "chest_xray"
+    text = " ".join(cards.card(predictor, measured, reported / "report").split())
+    assert f"({metrics.BINS} bins, of equal width" in text and f"over {intervals.RESAMPLES:,} bootstrap" in text
+    assert "As it was published, the dataset is of children of one to five years, of one hospital." in text
+    assert "Training, calibration and this report read no film of a test split." in text
+    assert "a film whose name tells none counts as a patient of its own." in text
+    assert "CLAIM is that of 2020, of 42 items" in text
+    measured["split"] = "test"
+    assert "read no film of a test split" not in cards.card(predictor, measured, reported / "report")
+
+
+def test_guidelines_are_answered_item_by_item():
+    answered = {"CLAIM": [], "TRIPOD+AI": []}
+    for line in cards._GUIDELINES.splitlines():
+        if found := re.match(r"\| (CLAIM|TRIPOD\+AI) ([\d, -]+) ", line):
+            for part in found[2].split(", "):
+                first, _, last = part.partition("-")
+                answered[found[1]] += range(int(first), int(last or first) + 1)
+    assert answered == {"CLAIM": [*range(1, 43)], "TRIPOD+AI": [*range(1, 28)]}
+
+
 def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_path):  # noqa: F811
     result = job("card", "--checkpoint", run)
     assert result.returncode == 1 and "is not calibrated; do that first: python jobs/calibrate.py" in result.stderr
@@ -91,14 +116,14 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     result = job("card", "--checkpoint", other, "--report", tmp_path / "none")
     assert result.returncode == 1 and "none holds no report" in result.stderr
     assert f"python jobs/evaluate.py --checkpoint {other} --full --out {tmp_path / 'none'}" in result.stderr
-    metrics = json.loads((reported / "report/metrics.json").read_text())
+    measured = json.loads((reported / "report/metrics.json").read_text())
     for change, problem in (
         ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),
         ({"shifts": None}, "was made without --full"),
         ({"films_are": "trained on"}, "is of films that the model was trained on"),
     ):
         (tmp_path / "r").mkdir(exist_ok=True)
-        changed = {key: value for key, value in (metrics | change).items() if value is not None}
+        changed = {key: value for key, value in (measured | change).items() if value is not None}
         (tmp_path / "r/metrics.json").write_text(json.dumps(changed))
         result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
         assert result.returncode == 1 and problem in result.stderr and "Traceback" not in result.stderr
