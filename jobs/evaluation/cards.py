@@ -332,8 +332,8 @@ again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the fi
 {", ".join(CLASSES)} differ. Trust the maps less where methods disagree."""
 
 _GUIDELINES = """\
-CLAIM is that of 2020, of 42 items (Mongan et al., Radiology: Artificial Intelligence 2, e200029), which its update of
-2024 numbers otherwise; TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378).
+CLAIM is that of 2020, with 42 items (Mongan et al., Radiology: Artificial Intelligence 2, e200029); its update of 2024
+numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378).
 
 """ + markdown(
     [

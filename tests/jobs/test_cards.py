@@ -91,7 +91,7 @@ def test_the_card_claims_no_more_than_is_known(reported):
     assert "As it was published, the dataset is of children of one to five years, of one hospital." in text
     assert "Training, calibration and this report read no film of a test split." in text
     assert "a film whose name tells none counts as a patient of its own." in text
-    assert "CLAIM is that of 2020, of 42 items" in text
+    assert "CLAIM is that of 2020, with 42 items" in text
     measured["split"] = "test"
     assert "read no film of a test split" not in cards.card(predictor, measured, reported / "report")
 
