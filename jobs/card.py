@@ -39,8 +39,15 @@ def main(arguments: list[str]) -> None:
     folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
     folder, measured = _report(predictor, directory, folders)
     out = Path(_OUT.value) if _OUT.value else directory / cards.FILE
+    try:
+        text = cards.card(predictor, measured, folder)
+    except KeyError as missing:
+        raise JobError(
+            f"{folder} has no figure named {missing}: another version wrote it; write it again: "
+            f"python jobs/evaluate.py --checkpoint {directory} --full --out {folder}"
+        ) from missing
     with whole(out) as path:
-        path.write_text(cards.card(predictor, measured, folder))
+        path.write_text(text)
     print(f"{out}, with the figures of {folder}")
 
 

@@ -1,7 +1,8 @@
 """Whether a picture is a chest film at all, and one like those that the model learned from.
 
-Two kinds of objection: plain ones, to what anyone can see (blank, coloured, far too wide, inverted, turned), and one to
-features far from those of every class, as Lee et al. 2018 measure it.
+Two kinds of objection: plain ones, to what anyone can see (blank, coloured, far too wide; beside the mean film of the
+training, which a calibration holds, inverted or turned), and one to features far from those of every class, as Lee et
+al. 2018 measure it.
 """
 
 from __future__ import annotations

@@ -253,9 +253,10 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
     for name, value in measured["binary"].items():
         form = number if name == "auroc" else share
         rows.append([f"pneumonia {name}", form(value, intervals["binary"][name])])
-    before = measured["calibration"]["before"]
+    before, before_it = measured["calibration"]["before"], measured["calibration"]["intervals"]["before"]
     for name in ("log_loss", "brier", "ece", "ece_equal_mass"):
-        stated = f"{number(measured[name], intervals[name])}, before calibration {number(before[name])}"
+        stated = number(measured[name], intervals[name])
+        stated += f"; before calibration {number(before[name], before_it[name])}"
         rows.append([name.replace("_", " "), stated])
     abstention, bounds = decisions["abstention"], decisions["intervals"]["abstention"]
     rows.append(["decided", share(abstention["coverage"], bounds["coverage"])])
@@ -286,6 +287,9 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         shares = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
         shifted.append([name, *shares, number(ranked["value"], ranked["interval"])])
 
+    alone = measured["shortcuts"]["alone"]
+    sizes = "; ".join(f"{what} taken for ill {number(of['value'], of['interval'])}" for what, of in alone.items())
+
     refused = [["pictures", "refused", "AUROC of the distance"]]
     for kind, values in measured["outliers"].items():
         bounds_of = values["intervals"]
@@ -307,12 +311,14 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             markdown(points),
             "On films that were changed, or of which only a part was left:",
             markdown(shifted),
+            f"Without a look at the film, AUROC of pneumonia: {sizes or 'all are of one size, which tells nothing'}.",
             "Pictures that are no upright chest films of a patient:",
             markdown(refused),
             f"Heat maps: {share(outside['share'], outside['interval'])} of their energy lies outside the central "
             f"region; of a map that is the same wherever the network looks, {share(outside['of_a_flat_map'])}. "
-            "Deletion and insertion, whether a map follows a film that is moved, and what is left of it when the "
-            f"network is randomised ({found['films']} films; `{found['chosen']}` is chosen: the best mean rank of the "
+            "Deletion and insertion; how well a map follows a film that is moved, and beside it how like the map of "
+            "another film it is; and what is left of it when the network is randomised "
+            f"({found['films']} films; `{found['chosen']}` is chosen: the best mean rank of the "
             "methods whose maps do not outlast the network, or of all where every one does):",
             markdown(faithfulness.rows(found)),
             f"{faithfulness.advantage(found)}.",

@@ -116,7 +116,8 @@ def randomised(variables: Mapping[str, Any], parts: Sequence[str], seed: int = 0
 def cascade(predictor: Predictor) -> Iterator[tuple[str, Predictor]]:
     """From the output on, one part more of every network randomised at a time; the last is random throughout."""
     names = [layers(variables["params"]) for variables in predictor.variables]
-    for depth, part in enumerate(max(names, key=len), 1):
+    deepest = max(names, key=lambda of_one: len(of_one))
+    for depth, part in enumerate(deepest, 1):
         yield (
             part,
             predictor.with_variables(

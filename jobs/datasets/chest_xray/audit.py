@@ -163,5 +163,5 @@ def tell(images: Sequence[Image], values: np.ndarray) -> Told | str:
             "auroc": metrics.auroc(labels != NORMAL, 1 - normal, weights),
         }
 
-    values, intervals = estimate(figures, [of_image[image.name] for image in images])
-    return Told(values["balanced_accuracy"], 1 / len(present), values["auroc"], intervals)
+    told, intervals = estimate(figures, [of_image[image.name] for image in images])
+    return Told(told["balanced_accuracy"], 1 / len(present), told["auroc"], intervals)
