@@ -78,7 +78,9 @@ def _lay_out(predictor: Predictor) -> None:
                 f"PNG, JPEG, WebP, TIFF or BMP, up to {UPLOAD_MB} MB each; deleted here after {KEPT_MINUTES} minutes.",
             )
             button = gr.Button("Read the films", variant="primary", elem_id="read")
-            gr.Markdown("No film at hand? These are drawings, not X-rays of anyone:")
+            gr.Markdown(
+                "No film at hand? These are drawings, not X-rays of anyone; a model of X-rays does not know them:"
+            )
             with gr.Row(elem_id="examples"):
                 examples = {
                     path: gr.Button(f"synthetic: {name}", icon=path, size="sm", min_width=90)

@@ -184,12 +184,12 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
     size = images.shape[1]
     labels = ask(images).argmax(axis=1)
     turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
+    cells = next(predictor.ask(images, min(gradcam.METHODS)))[1].heatmaps.maps.shape[-1]  # those of every method
+    flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the blank border shines in
+    whole, shifted, turned = (
+        picture > 1 - 1e-3 for picture in (flat, np.minimum(flat, _shifted(flat)), np.minimum(flat, _turned(flat)))
+    )
     for method in gradcam.METHODS:
-        cells = next(predictor.ask(images, method))[1].heatmaps.maps.shape[-1]
-        flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the border shines in
-        whole, shifted, turned = (
-            picture > 1 - 1e-3 for picture in (flat, np.minimum(flat, _shifted(flat)), np.minimum(flat, _turned(flat)))
-        )
         maps = _maps(predictor, images, labels, method)
         yield (
             method,
