@@ -127,7 +127,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
         (tmp_path / "r/metrics.json").write_text(json.dumps(changed))
         result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
         assert result.returncode == 1 and problem in result.stderr and "Traceback" not in result.stderr
-    older = metrics | {"shortcuts": {key: value for key, value in metrics["shortcuts"].items() if key != "alone"}}
+    older = measured | {"shortcuts": {key: value for key, value in measured["shortcuts"].items() if key != "alone"}}
     (tmp_path / "r/metrics.json").write_text(json.dumps(older))
     result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
     assert result.returncode == 1 and "r has no figure named 'alone': another version wrote it" in result.stderr
