@@ -132,7 +132,9 @@ def test_the_bundled_run_can_be_gone_on_with():
     (bundled,) = checkpoint.member_folders(ROOT / "space/checkpoint")
     meta = checkpoint.load(bundled).meta
     made = cnn.get_config()
-    made.update_from_flattened_dict({name: meta["config"][name] for name in ("seed", "epochs", "init_from")})
+    made.update_from_flattened_dict(
+        {name: meta["config"][name] for name in ("seed", "epochs", "init_from", "mixup_alpha")}
+    )
     made.optimizer.learning_rate = meta["config"]["optimizer"]["learning_rate"]  # as configs/cnn.py tells
     assert set(beginning.changes(made, meta)) == {"data.dir"}
 
