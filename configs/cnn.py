@@ -15,7 +15,7 @@ these are FIRST (bundle_m0_140 in the model card) in what came then, at b662d07:
         --config.init_from=FIRST --config.epochs=60 --config.optimizer.learning_rate=1.5e-3
 
 Its epoch 28, which had the least log loss and was bundled, is SECOND (checkpoint in the card) in what came last, at
-c77454a, without mixup:
+9604741, without mixup:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/on --config.seed=2 --config.mixup_alpha=0 \
         --config.init_from=SECOND --config.epochs=36 --config.optimizer.learning_rate=1e-3
