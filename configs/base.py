@@ -74,10 +74,12 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.4
     config.augment.log_contrast = 0.3
     config.augment.brightness = 0.1  # bound, of pixels in [0, 1]
+    config.augment.shading = 0.2  # bound on what an uneven exposure adds, of pixels in [0, 1]: two slopes and a bowl
     config.augment.blur_px = 2.5  # largest standard deviation of a Gaussian blur; half are below a quarter
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner
     config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's
+    config.augment.collimation = 0.12  # widest black strip along a side, of the view's; a quarter of the sides have one
     config.objective = "supervised"  # supervised | contrastive (jobs/pretrain.py: two views of a film, no labels)
     config.temperature = 0.2  # of the contrastive cosines
     config.mixup_alpha = 0.2  # 0: off

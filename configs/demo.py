@@ -24,9 +24,11 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.2
     config.augment.log_contrast = 0.2
     config.augment.brightness = 0.05
+    config.augment.shading = 0.0
     config.augment.blur_px = 0.0
     config.augment.noise = 0.02
     config.augment.erase_probability = 0.0
+    config.augment.collimation = 0.0
     config.mixup_alpha = 0.0
     config.optimizer.warmup_epochs = 1.0
     config.ema_decay = 0.98

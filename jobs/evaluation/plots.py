@@ -233,18 +233,22 @@ def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
 
 
 def shift_curves(found: Mapping[str, Any], path: Path) -> None:
-    """A panel a shift: three-class accuracy and the AUROC of pneumonia with their 95 % intervals.
+    """A panel a shift: accuracy of three classes and of two, and the AUROC of pneumonia, with their 95 % intervals.
 
     Args:
       found: the `shifts` of `examine.examine`.
       path: of the PNG.
     """
     curves = found["curves"]
-    columns = 4
+    columns = 5
     rows = math.ceil(len(curves) / columns)
     figure = _figure(3.1 * columns, 2.7 * rows + 0.5, "On shifted copies of the films")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
-    shown = {"accuracy": ("accuracy, three classes", "bacterial"), "binary_auroc": ("AUROC, pneumonia", "normal")}
+    shown = {
+        "accuracy": ("accuracy, three classes", "bacterial"),
+        "binary_accuracy": ("accuracy, normal against pneumonia", "viral"),
+        "binary_auroc": ("AUROC, pneumonia", "normal"),
+    }
     for axes, (name, points) in zip(panels, curves.items(), strict=False):
         values = [point["value"] for point in points]
         for key, (label, colour) in shown.items():
@@ -261,7 +265,7 @@ def shift_curves(found: Mapping[str, Any], path: Path) -> None:
     handles, labels = axes.get_legend_handles_labels()
     for spare in panels[len(curves) :]:
         spare.axis("off")
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 

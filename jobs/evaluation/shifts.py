@@ -37,6 +37,33 @@ def brightness(film: np.ndarray, offset: float) -> np.ndarray:
     return _clipped(film.astype(float) + offset)
 
 
+def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far down (S, 1) and across (1, S) a pixel is, from -1 to 1."""
+    place = np.linspace(-1, 1, size)
+    return place[:, None], place[None]
+
+
+def exposure_slope(film: np.ndarray, offset: float) -> np.ndarray:
+    """Gray values, of 255, added at the lower edge and taken away at the upper one, evenly between."""
+    down, _ = _places(len(film))
+    return _clipped(film + offset * down)
+
+
+def vignetting(film: np.ndarray, offset: float) -> np.ndarray:
+    """Gray values, of 255, taken away with the square of the distance from the middle; the mean stays."""
+    down, across = _places(len(film))
+    return _clipped(film - offset * (down**2 + across**2 - 2 / 3))
+
+
+def collimation(film: np.ndarray, width: float) -> np.ndarray:
+    """Black along all four sides, `width` of the film's side wide."""
+    edge = round(width * len(film))
+    black = np.zeros_like(film)
+    inside = np.s_[edge : len(film) - edge, edge : len(film) - edge]
+    black[inside] = film[inside]
+    return black
+
+
 def crop(film: np.ndarray, side: float) -> np.ndarray:
     """The middle of the film, `side` of its height and width, at the size of the whole."""
     size = len(film)
@@ -67,6 +94,9 @@ SHIFTS: Mapping[str, tuple[Shift, tuple[float, ...], float]] = {
     "gamma": (gamma, (0.5, 0.7, 1.0, 1.4, 2.0), 1.0),
     "contrast": (contrast, (0.4, 0.6, 0.8, 1.0, 1.3, 1.7), 1.0),
     "brightness": (brightness, (-60, -30, 0, 30, 60), 0),
+    "exposure_slope": (exposure_slope, (-60, -30, 0, 30, 60), 0),
+    "vignetting": (vignetting, (-60, -30, 0, 30, 60), 0),
+    "collimation": (collimation, (0, 0.05, 0.1, 0.15), 0),
     "crop": (crop, (0.6, 0.7, 0.8, 0.9, 1.0), 1.0),
     "blur": (blur, (0, 1, 2, 3, 4), 0),
     "jpeg_quality": (jpeg_quality, (5, 10, 20, 40, 100), 100),

@@ -40,8 +40,8 @@ def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
 
 
 def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
-    """Gamma, contrast, brightness, blur, noise on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
-    k = jax.random.split(key, 6)
+    """Gamma, contrast, brightness, shading, blur, noise on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
+    k = jax.random.split(key, 7)
 
     def uniform(index: int, bound: float) -> jax.Array:
         return jax.random.uniform(k[index], (), minval=-bound, maxval=bound)
@@ -51,6 +51,12 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
     mean = image.mean()
     image = (image - mean) * jnp.exp(uniform(1, strength["log_contrast"])) + mean
     image = image + uniform(2, strength["brightness"])
+    if strength["shading"]:  # an uneven exposure adds to a film: from edge to edge both ways, and outwards
+        place = jnp.linspace(-1, 1, image.shape[0])
+        down, across, outwards = jax.random.uniform(
+            k[6], (3, 1, 1), minval=-strength["shading"], maxval=strength["shading"]
+        )
+        image = image + down * place[:, None] + across * place + outwards * (place[:, None] ** 2 + place**2 - 2 / 3)
     if strength["blur_px"]:  # each pixel a weighted mean of its row, then of its column
         deviation = jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"]
         place = jnp.arange(image.shape[0])
@@ -77,6 +83,16 @@ def _erase_corners(key: jax.Array, image: jax.Array, strength: Mapping[str, floa
     return jnp.where(erased, image.mean(), image)
 
 
+def _collimate(key: jax.Array, image: jax.Array, bound: float) -> jax.Array:
+    """Black strips along a quarter of the sides: what a collimator shades, or the margin that a viewer adds."""
+    size = image.shape[0]
+    top, bottom, left, right = jax.random.uniform(key, (4,), minval=-3 * bound, maxval=bound) * size
+    place = jnp.arange(size)
+    rows = (place >= top) & (place < size - bottom)
+    columns = (place >= left) & (place < size - right)
+    return image * (rows[:, None] & columns)
+
+
 def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str, float]) -> jax.Array:
     """Random views of stored films, to be standardised as films are.
 
@@ -91,11 +107,13 @@ def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str
     """
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        place, tone, corners = jax.random.split(key, 3)
+        place, tone, corners, sides = jax.random.split(key, 4)
         pixels = sample(image, _affine(place, strength), size) / 255
         pixels = _intensity(tone, pixels, strength)
         if strength["erase_probability"]:
             pixels = _erase_corners(corners, pixels, strength)
+        if strength["collimation"]:
+            pixels = _collimate(sides, pixels, strength["collimation"])
         return pixels
 
     return jax.vmap(one)(keys, images)

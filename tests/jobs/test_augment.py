@@ -83,6 +83,21 @@ def test_gamma_keeps_order_contrast_keeps_the_mean_brightness_shifts_it(films):
     assert np.ptp(inside) < 1e-4 and 0.001 < abs(inside.mean()) <= 0.1
 
 
+def test_shading_adds_two_slopes_and_a_bowl_within_the_bound(films):
+    even = jnp.full_like(films, 120)
+    place = np.linspace(-1, 1, 32)
+    bowl = place[:, None] ** 2 + place**2 - 2 / 3
+    fields = np.stack([place[:, None] + 0 * place, 0 * place[:, None] + place, bowl]).reshape(3, -1)
+    found = []
+    for key in range(8):
+        added = (view(even, key, shading=0.1) - view(even, key)).reshape(4, -1)
+        coefficients, *_ = np.linalg.lstsq(fields.T, added.T)
+        np.testing.assert_allclose(coefficients.T @ fields, added, atol=1e-5)
+        found.extend(coefficients.T)
+    assert (np.abs(found) <= 0.1 + 1e-6).all()
+    assert (np.ptp(found, axis=0) > 0.15).all()  # each of the three, to either side
+
+
 def test_blur_is_a_gaussian_of_at_most_the_stated_deviation():
     film = np.zeros((1, 64, 64), np.uint8)
     film[0, 32, 32] = 250
@@ -115,3 +130,18 @@ def test_erasing_paints_corners_only_with_the_mean(films):
     assert changed[:, :10, :10].any() and changed[:, -10:, -10:].any()
     assert not changed[:, 10:22, 10:22].any()
     assert np.allclose(erased[0, 0, 0], plain[0].mean(), atol=1e-6)
+
+
+def test_collimation_blackens_strips_along_a_quarter_of_the_sides_and_nothing_else(films):
+    widths = []
+    for key in range(25):
+        plain, collimated = view(films, key), view(films, key, collimation=0.25)
+        for before, after in zip(plain, collimated, strict=True):
+            rows, columns = np.flatnonzero(after.any(axis=1)), np.flatnonzero(after.any(axis=0))
+            top, bottom, left, right = rows[0], 31 - rows[-1], columns[0], 31 - columns[-1]
+            inside = np.s_[top : 32 - bottom, left : 32 - right]
+            np.testing.assert_array_equal(after[inside], before[inside])
+            assert after.sum() == pytest.approx(before[inside].sum())
+            widths.extend((top, bottom, left, right))
+    assert 5 <= max(widths) <= 8  # a quarter of 32
+    assert 0.17 < np.mean(np.array(widths) > 0) < 0.33

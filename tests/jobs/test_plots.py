@@ -21,7 +21,11 @@ HISTORY = [
     }
     for epoch in range(1, 6)
 ]
-FIGURE = {"accuracy": {"value": 0.8, "interval": [0.7, 0.9]}, "binary_auroc": {"value": None, "interval": None}}
+FIGURE = {
+    "accuracy": {"value": 0.8, "interval": [0.7, 0.9]},
+    "binary_accuracy": {"value": 0.9, "interval": [0.8, 0.95]},
+    "binary_auroc": {"value": None, "interval": None},
+}
 SHIFTS = {"curves": {name: [{"value": v, **FIGURE} for v in (1, 2, 9)] for name in ("gamma", "jpeg_quality", "x")}}
 CURVES = {"deletion_curve": {"0": 0.9, "0.5": 0.3, "1": 0.2}, "insertion_curve": {"0": 0.2, "0.5": 0.7, "1": 0.9}}
 MAPS = {
@@ -55,7 +59,7 @@ WORDS = {
     "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: "],
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
-    "shifts": ["jpeg quality", "accuracy, three classes", "AUROC, pneumonia"],
+    "shifts": ["jpeg quality", "accuracy, three classes", "accuracy, normal against pneumonia", "AUROC, pneumonia"],
     "maps": ["12 films", "gradcam, 0.90", "Insertion: area (more is better)", "random, 0.60", "stem"],
     "learning_curves": ["5 epochs", "best, epoch 3", "validation"],
 }

@@ -28,6 +28,10 @@ def test_shifts_by_hand():
     np.testing.assert_array_equal(shifts.contrast(np.array([[50, 150]], np.uint8), 0.5), [[75, 125]])
     np.testing.assert_array_equal(shifts.brightness(np.array([[10, 250]], np.uint8), 30), [[40, 255]])
     np.testing.assert_array_equal(shifts.brightness(np.array([[10, 250]], np.uint8), -30), [[0, 220]])
+    even = np.full((3, 3), 100, np.uint8)
+    np.testing.assert_array_equal(shifts.exposure_slope(even, 30), [[70] * 3, [100] * 3, [130] * 3])
+    np.testing.assert_array_equal(shifts.vignetting(even, 30), [[60, 90, 60], [90, 120, 90], [60, 90, 60]])
+    np.testing.assert_array_equal(shifts.collimation(even, 1 / 3), [[0, 0, 0], [0, 100, 0], [0, 0, 0]])
     # The middle half of a ramp, stretched: half the slope, the same middle.
     cropped = shifts.crop(SMOOTH, 0.5).astype(float)
     assert cropped[0, 5] == pytest.approx(80, abs=8) and np.diff(cropped[0]).mean() == pytest.approx(80 / 64, rel=0.1)
