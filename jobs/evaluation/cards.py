@@ -132,6 +132,22 @@ def _schedule(config: dict[str, Any]) -> str:
     )
 
 
+def _training(meta: dict[str, Any]) -> str:
+    """How a member was trained, and which of its epochs it is."""
+    config = meta["config"]
+    same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
+    changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
+    balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
+    last = meta["epoch"] == sum(phase["epochs"] for phase in _phases(config))
+    return (
+        f"{config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
+        f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
+        f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
+        f"random changes of every film: {', '.join(changes) or 'none'}. "
+        + ("The last epoch is kept." if last else f"The epoch with the best {config['select']['metric']} is kept.")
+    )
+
+
 def _details(predictor: Predictor) -> str:
     rows = [["member", "architecture", "parameters", "input", "epochs", "seed", "weights"]]
     for number_of, (meta, digest) in enumerate(zip(predictor.metas, predictor.weights, strict=True), 1):
@@ -160,19 +176,13 @@ def _details(predictor: Predictor) -> str:
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "
         "The whole configuration is in the checkpoint's `meta`."
     )
-    config, calibration = predictor.meta["config"], predictor.calibration
+    recipes = [_training(meta) for meta in predictor.metas]
+    if len(set(recipes)) == 1:
+        told.append(f"Training: {recipes[0]}")
+    else:
+        told.extend(f"Training of member {number_of}: {recipe}" for number_of, recipe in enumerate(recipes, 1))
+    calibration = predictor.calibration
     assert calibration
-    same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
-    changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
-    balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
-    told.append(
-        f"Training: {config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
-        f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
-        f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
-        f"random changes of every film: {', '.join(changes) or 'none'}. "
-    )
-    last = predictor.meta["epoch"] == sum(phase["epochs"] for phase in _phases(config))
-    told[-1] += "The last epoch is kept." if last else f"The epoch with the best {config['select']['metric']} is kept."
     prior = ""
     if calibration.facts["prior"] is not None:
         biases = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))

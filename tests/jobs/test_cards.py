@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from jobs.evaluation import cards, intervals, metrics
+from model import checkpoint
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
 
@@ -132,3 +133,15 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
     assert result.returncode == 1 and "r has no figure named 'alone': another version wrote it" in result.stderr
     assert not (other / "MODEL_CARD.md").exists()
+
+
+def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    loaded = [checkpoint.load(reported) for _ in range(2)]
+    calibration = Predictor.open(reported).calibration
+    alike = cards.card(Predictor(loaded, calibration), measured, reported / "report")
+    assert "Training: adamw" in alike and "of member 2" not in alike
+    loaded[1].meta["config"]["mixup_alpha"] = 0.7
+    text = cards.card(Predictor(loaded, calibration), measured, reported / "report")
+    first, second = (re.search(rf"Training of member {which}: (.*)", text)[1] for which in (1, 2))
+    assert "mixup 0.7," in second and "mixup 0.7," not in first

@@ -127,15 +127,16 @@ def test_a_run_made_shorter_than_it_is_has_ended(phantom_data, straight):
     assert len(log(straight[0])) == 4
 
 
-def test_the_bundled_run_can_be_gone_on_with():
+def test_the_last_bundled_run_can_be_gone_on_with():
     """What is new in the config since it began has a value that it had then."""
-    (bundled,) = checkpoint.member_folders(ROOT / "space/checkpoint")
+    *_, bundled = checkpoint.member_folders(ROOT / "space/checkpoint")
     meta = checkpoint.load(bundled).meta
     made = cnn.get_config()
     made.update_from_flattened_dict(
         {name: meta["config"][name] for name in ("seed", "epochs", "init_from", "mixup_alpha")}
     )
-    made.optimizer.learning_rate = meta["config"]["optimizer"]["learning_rate"]  # as configs/cnn.py tells
+    for name in ("learning_rate", "warmup_epochs"):  # as configs/cnn.py tells
+        made.optimizer[name] = meta["config"]["optimizer"][name]
     assert set(beginning.changes(made, meta)) == {"data.dir"}
 
 
