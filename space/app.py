@@ -79,7 +79,7 @@ def _lay_out(predictor: Predictor) -> None:
             )
             button = gr.Button("Read the films", variant="primary", elem_id="read")
             gr.Markdown(
-                "No film at hand? These are drawings, not X-rays of anyone; a model of X-rays does not know them and may refuse them:"
+                "No film at hand? These are drawings, not X-rays of anyone; a model of X-rays does not know them:"
             )
             with gr.Row(elem_id="examples"):
                 examples = {
