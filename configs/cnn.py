@@ -21,8 +21,9 @@ mixup:
     python jobs/train.py --config configs/cnn.py --workdir runs/on --config.seed=2 --config.mixup_alpha=0 \
         --config.init_from=SECOND --config.epochs=36 --config.optimizer.learning_rate=1e-3
 
-Its epoch 2, still in the warm-up, has the least log loss and is the first network of the bundle, THIRD. Since 1da4139
-films are shaded and collimated. There the second began with the first, and its last epochs are without mixup, too:
+Its epoch 2, still in the warm-up, has the least log loss and is the first network of the bundle: THIRD, now
+space/checkpoint/member-1. Since 1da4139 films are shaded and collimated. There the second began with the first, and its
+last epochs are without mixup, too:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/shaded --config.seed=3 \
         --config.init_from=THIRD --config.epochs=50 --config.optimizer.learning_rate=1.5e-3

@@ -37,22 +37,15 @@ def brightness(film: np.ndarray, offset: float) -> np.ndarray:
     return _clipped(film.astype(float) + offset)
 
 
-def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """How far down (S, 1) and across (1, S) a pixel is, from -1 to 1."""
-    place = np.linspace(-1, 1, size)
-    return place[:, None], place[None]
-
-
 def exposure_slope(film: np.ndarray, offset: float) -> np.ndarray:
     """Gray values, of 255, added at the lower edge and taken away at the upper one, evenly between."""
-    down, _ = _places(len(film))
-    return _clipped(film + offset * down)
+    return _clipped(film + offset * np.linspace(-1, 1, len(film))[:, None])
 
 
 def vignetting(film: np.ndarray, offset: float) -> np.ndarray:
-    """Gray values, of 255, taken away with the square of the distance from the middle; the mean stays."""
-    down, across = _places(len(film))
-    return _clipped(film - offset * (down**2 + across**2 - 2 / 3))
+    """Gray values, of 255, taken away with the square of the distance from the middle; the mean hardly moves."""
+    place = np.linspace(-1, 1, len(film))
+    return _clipped(film - offset * (place[:, None] ** 2 + place**2 - 2 / 3))
 
 
 def collimation(film: np.ndarray, width: float) -> np.ndarray:

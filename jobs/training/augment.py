@@ -53,9 +53,8 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
     image = image + uniform(2, strength["brightness"])
     if strength["shading"]:  # an uneven exposure adds to a film: from edge to edge both ways, and outwards
         place = jnp.linspace(-1, 1, image.shape[0])
-        down, across, outwards = jax.random.uniform(
-            k[6], (3, 1, 1), minval=-strength["shading"], maxval=strength["shading"]
-        )
+        bound = strength["shading"]
+        down, across, outwards = jax.random.uniform(k[6], (3,), minval=-bound, maxval=bound)
         image = image + down * place[:, None] + across * place + outwards * (place[:, None] ** 2 + place**2 - 2 / 3)
     if strength["blur_px"]:  # each pixel a weighted mean of its row, then of its column
         deviation = jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"]
