@@ -20,6 +20,7 @@ import jax
 from jobs import JobError, UsageError
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
+FAILING_TOGETHER_SECONDS = 10  # within which the others meet the same error as this process, where they do
 
 
 def settings(
@@ -87,8 +88,9 @@ def _explicit(coordinator: str | None, num_processes: int | str | None, process_
 def joined(told: dict[str, Any] | None) -> Iterator[None]:
     """Joins the other processes for the length of the block; a process alone joins nobody.
 
-    A process that fails leaves at once, with its message and exit code 1: waiting for the others would hang, and they
-    are told by the connections it closes.
+    A process that fails says so and waits a little for the others, since most errors are met by all of them and the
+    end of process 0 aborts every one that is still at work. It waits no longer: one that failed alone would hang, and
+    the others are told by the connections it closes.
 
     Raises:
       JobError: the others were not found.
@@ -115,11 +117,19 @@ def joined(told: dict[str, Any] | None) -> Iterator[None]:
                 file=sys.stderr,
             )
         else:
-            print(f"error: {me}: {error or type(error).__name__}", file=sys.stderr)
+            print(f"error: {me}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+            together = threading.Thread(target=_leave, daemon=True)
+            together.start()
+            together.join(FAILING_TOGETHER_SECONDS)
         sys.stderr.flush()
         sys.stdout.flush()
         os._exit(2 if isinstance(error, UsageError) else 1)
     jax.distributed.shutdown()
+
+
+def _leave() -> None:
+    with contextlib.suppress(RuntimeError):  # another one is gone already
+        jax.distributed.shutdown()
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,9 @@
 """Several real processes as one job: how they find each other, agree, stop together and survive each other."""
 
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -152,3 +155,35 @@ def test_an_error_of_the_user_ends_every_process(start, tmp_path):
     for index, trainer in enumerate(trainers):
         assert f"error: process {index} of 2: a global batch of 17 does not divide over 2 devices" in trainer.output
         assert "Traceback" not in trainer.output
+
+
+@pytest.mark.parametrize(
+    ("pauses", "codes"),
+    [
+        ((0, 2), [2, 2]),  # process 0 is first, and its end would abort the other
+        pytest.param((1000, 0), [-signal.SIGABRT, 2], marks=pytest.mark.slow),  # half a minute
+    ],
+)
+def test_processes_wait_a_little_for_each_other_to_fail(pauses, codes):
+    program = """
+import sys, time
+from jobs import UsageError
+from jobs.training import processes
+address, index, pause = sys.argv[1:]
+with processes.joined(processes.settings(address, 2, int(index), {})):
+    time.sleep(int(pause))
+    raise UsageError("no")
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, str(index), str(pause)], stderr=subprocess.PIPE, text=True
+        )
+        for index, pause in enumerate(pauses)
+    ]
+    said = [process.communicate(timeout=90)[1] for process in pair]
+    assert [process.returncode for process in pair] == codes, said
+    for index, code in enumerate(codes):
+        assert (f"error: process {index} of 2: no" in said[index]) == (code == 2)
