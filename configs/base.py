@@ -72,9 +72,13 @@ def get_config() -> ConfigDict:
     config.augment.shift = 0.05  # bound, in halves of the film's side
     config.augment.flip_probability = 0.0  # a mirrored heart is rare: 0.5 only where it is known to help
     config.augment.log_gamma = 0.4
+    config.augment.s_curve = 0.6  # bound on how much steeper or flatter middle grays become; below 1 they keep order
     config.augment.log_contrast = 0.3
     config.augment.brightness = 0.1  # bound, of pixels in [0, 1]
     config.augment.shading = 0.2  # bound on what an uneven exposure adds, of pixels in [0, 1]: two slopes and a bowl
+    config.augment.log_detail = (
+        1.0  # bound on the log of the contrast of what is finer than a random scale; half of it downwards
+    )
     config.augment.blur_px = 2.5  # largest standard deviation of a Gaussian blur; half are below a quarter
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner

@@ -24,7 +24,9 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.2
     config.augment.log_contrast = 0.2
     config.augment.brightness = 0.05
+    config.augment.s_curve = 0.0
     config.augment.shading = 0.0
+    config.augment.log_detail = 0.0
     config.augment.blur_px = 0.0
     config.augment.noise = 0.02
     config.augment.erase_probability = 0.0

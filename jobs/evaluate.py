@@ -9,10 +9,10 @@ measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, lab
 plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and heatmaps as PNG.
 On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
 
-With --full, also: figures on shifted copies of the films (gamma, contrast, brightness, uneven exposure, collimation,
-crop, blur, JPEG, rotation), on their border or centre alone, by file series, brightness and size; how many pictures
-that are no upright chest films are refused; and whether the heat maps name what the model uses, follow the film, and
-depend on the model (shifts.png, maps.png).
+With --full, also: figures on shifted copies of the films (gamma, contrast, brightness, uneven exposure, detail,
+equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, by file series, brightness and
+size; how many pictures that are no upright chest films are refused; and whether the heat maps name what the model uses,
+follow the film, and depend on the model (shifts.png, maps.png).
 """
 
 from __future__ import annotations

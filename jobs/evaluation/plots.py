@@ -240,7 +240,7 @@ def shift_curves(found: Mapping[str, Any], path: Path) -> None:
       path: of the PNG.
     """
     curves = found["curves"]
-    columns = 5
+    columns = 4
     rows = math.ceil(len(curves) / columns)
     figure = _figure(3.1 * columns, 2.7 * rows + 0.5, "On shifted copies of the films")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)

@@ -48,6 +48,18 @@ def vignetting(film: np.ndarray, offset: float) -> np.ndarray:
     return _clipped(film - offset * (place[:, None] ** 2 + place**2 - 2 / 3))
 
 
+def detail(film: np.ndarray, factor: float) -> np.ndarray:
+    """Distances from a blurred copy (a Gaussian of a sixteenth of the side) times `factor`: local contrast."""
+    coarse = ndimage.gaussian_filter(film.astype(float), len(film) / 16, mode="nearest")
+    return _clipped(coarse + (film - coarse) * factor)
+
+
+def equalisation(film: np.ndarray, share: float) -> np.ndarray:
+    """`share` of the way to gray values that are all equally frequent."""
+    ranks = np.bincount(film.ravel(), minlength=256).cumsum()[film] / film.size
+    return _clipped((1 - share) * film + share * 255 * ranks)
+
+
 def collimation(film: np.ndarray, width: float) -> np.ndarray:
     """Black along all four sides, `width` of the film's side wide."""
     edge = round(width * len(film))
@@ -89,6 +101,8 @@ SHIFTS: Mapping[str, tuple[Shift, tuple[float, ...], float]] = {
     "brightness": (brightness, (-60, -30, 0, 30, 60), 0),
     "exposure_slope": (exposure_slope, (-60, -30, 0, 30, 60), 0),
     "vignetting": (vignetting, (-60, -30, 0, 30, 60), 0),
+    "detail": (detail, (0.5, 1.0, 2.0, 3.0), 1.0),
+    "equalisation": (equalisation, (0, 0.5, 1.0), 0),
     "collimation": (collimation, (0, 0.05, 0.1, 0.15), 0),
     "crop": (crop, (0.6, 0.7, 0.8, 0.9, 1.0), 1.0),
     "blur": (blur, (0, 1, 2, 3, 4), 0),

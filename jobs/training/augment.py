@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from model.preprocess import sample
 
+DETAIL = (0.01, 0.15)  # of the view's side: standard deviations of the blur that details are finer than
+
 
 def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
     """Random output -> source map, (2, 3), in coordinates where the image spans [-1, 1] x [-1, 1], (y, x)."""
@@ -39,15 +41,25 @@ def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
     return jnp.concatenate([rotation * scale[None, :], centre[:, None]], axis=1)
 
 
+def _smoothed(image: jax.Array, deviation: jax.Array) -> jax.Array:
+    """A Gaussian blur of (S, S); `deviation` in px. Each pixel is a weighted mean of its row, then of its column."""
+    place = jnp.arange(image.shape[0])
+    squares = (place[:, None] - place) ** 2
+    weights = jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-2) ** 2), axis=1)
+    return weights @ image @ weights.T
+
+
 def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
-    """Gamma, contrast, brightness, shading, blur, noise on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
-    k = jax.random.split(key, 7)
+    """From gamma to noise, on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
+    k = jax.random.split(key, 10)
 
     def uniform(index: int, bound: float) -> jax.Array:
         return jax.random.uniform(k[index], (), minval=-bound, maxval=bound)
 
     if strength["log_gamma"]:
         image = jnp.maximum(image, 1e-4) ** jnp.exp(uniform(0, strength["log_gamma"]))
+    if strength["s_curve"]:  # the slope is 1 - s at black and white, 1 + s halfway
+        image = image - uniform(7, strength["s_curve"]) * jnp.sin(2 * jnp.pi * image) / (2 * jnp.pi)
     mean = image.mean()
     image = (image - mean) * jnp.exp(uniform(1, strength["log_contrast"])) + mean
     image = image + uniform(2, strength["brightness"])
@@ -56,12 +68,13 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
         bound = strength["shading"]
         down, across, outwards = jax.random.uniform(k[6], (3,), minval=-bound, maxval=bound)
         image = image + down * place[:, None] + across * place + outwards * (place[:, None] ** 2 + place**2 - 2 / 3)
-    if strength["blur_px"]:  # each pixel a weighted mean of its row, then of its column
-        deviation = jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"]
-        place = jnp.arange(image.shape[0])
-        squares = (place[:, None] - place) ** 2
-        weights = jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-2) ** 2), axis=1)
-        image = weights @ image @ weights.T
+    if strength["log_detail"]:  # what viewers' processing does: details finer than a random scale stand out, or less
+        finest, coarsest = (jnp.log(part * image.shape[0]) for part in DETAIL)
+        even = _smoothed(image, jnp.exp(jax.random.uniform(k[8], (), minval=finest, maxval=coarsest)))
+        gain = jax.random.uniform(k[9], (), minval=-0.5, maxval=1.0) * strength["log_detail"]
+        image = even + (image - even) * jnp.exp(gain)
+    if strength["blur_px"]:
+        image = _smoothed(image, jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"])
     if strength["noise"]:
         deviation = jax.random.uniform(k[4], ()) * strength["noise"]
         image = image + deviation * jax.random.normal(k[5], image.shape)

@@ -98,6 +98,31 @@ def test_shading_adds_two_slopes_and_a_bowl_within_the_bound(films):
     assert (np.ptp(found, axis=0) > 0.15).all()  # each of the three, to either side
 
 
+def test_an_s_curve_makes_middle_grays_steeper_or_flatter_and_keeps_order_black_and_white():
+    ramp = jnp.asarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (4, 64, 1)))
+    slopes = []
+    for key in range(8):
+        plain, curved = view(ramp, key)[:, 16], view(ramp, key, s_curve=0.5)[:, 16]
+        np.testing.assert_allclose(curved[:, [0, -1]], plain[:, [0, -1]], atol=0.01)
+        assert (np.diff(curved) > 0).all()
+        slopes.extend((curved[:, 17] - curved[:, 14]) / (plain[:, 17] - plain[:, 14]))
+    assert 0.5 <= min(slopes) < 0.75 and 1.25 < max(slopes) <= 1.5
+
+
+def test_detail_changes_the_contrast_of_fine_things_and_keeps_coarse_ones():
+    """Stripes of 4 px stand out more or less; what is even, and the mean of the stripes, stay."""
+    row = (120 + 20 * (np.arange(32) // 2 % 2)).astype(np.uint8)
+    stripes = jnp.asarray(np.tile(row, (4, 32, 1)))
+    gains = []
+    for key in range(12):
+        plain, changed = view(stripes, key), view(stripes, key, log_detail=0.7)
+        np.testing.assert_allclose(changed.mean(axis=(1, 2)), plain.mean(axis=(1, 2)), atol=0.01)
+        gains.extend(np.log(changed.std(axis=(1, 2)) / plain.std(axis=(1, 2))))
+    assert -0.36 < min(gains) < -0.1 and 0.5 < max(gains) < 0.75
+    even = jnp.full_like(stripes, 77)
+    np.testing.assert_allclose(view(even, log_detail=0.7), 77 / 255, atol=1e-5)
+
+
 def test_blur_is_a_gaussian_of_at_most_the_stated_deviation():
     film = np.zeros((1, 64, 64), np.uint8)
     film[0, 32, 32] = 250

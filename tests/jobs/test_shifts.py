@@ -16,7 +16,7 @@ def test_the_identity_changes_nothing_and_the_rest_something(name):
     change, values, identity = shifts.SHIFTS[name]
     assert identity in values
     for value in values:
-        film = np.tile(FILM, (4, 4))[:224, :224] if name == "blur" else SMOOTH
+        film = np.tile(FILM, (4, 4))[:224, :224] if name in ("blur", "detail") else SMOOTH
         changed = change(film, value)
         assert changed.shape == film.shape and changed.dtype == np.uint8
         largest = np.abs(changed.astype(int) - film).max()
@@ -32,6 +32,12 @@ def test_shifts_by_hand():
     np.testing.assert_array_equal(shifts.exposure_slope(even, 30), [[70] * 3, [100] * 3, [130] * 3])
     np.testing.assert_array_equal(shifts.vignetting(even, 30), [[60, 90, 60], [90, 120, 90], [60, 90, 60]])
     np.testing.assert_array_equal(shifts.collimation(even, 1 / 3), [[0, 0, 0], [0, 100, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(shifts.detail(even, 3), even)
+    edges = np.where(np.arange(64) // 2 % 2, 110, 90).astype(np.uint8) + np.zeros((64, 1), np.uint8)
+    np.testing.assert_allclose(shifts.detail(edges, 3)[:, 8:-8], 3 * (edges[:, 8:-8].astype(int) - 100) + 100, atol=2)
+    dark = np.array([[10, 10], [20, 30]], np.uint8)
+    np.testing.assert_array_equal(shifts.equalisation(dark, 1), [[128, 128], [191, 255]])
+    np.testing.assert_array_equal(shifts.equalisation(dark, 0.5), [[69, 69], [106, 142]])
     # The middle half of a ramp, stretched: half the slope, the same middle.
     cropped = shifts.crop(SMOOTH, 0.5).astype(float)
     assert cropped[0, 5] == pytest.approx(80, abs=8) and np.diff(cropped[0]).mean() == pytest.approx(80 / 64, rel=0.1)
