@@ -7,10 +7,10 @@
     python jobs/calibrate.py --checkpoint space/checkpoint
 
 On two CPU cores, as two devices, an epoch takes 30 to 45 s where nothing else runs, with the memory settings that the
-README names. Two networks are bundled, and their mean answers; the second began as the first. That one began at random
-and was first trained by this config as it was up to a34bfa3, where films were hardly blurred: for 60 epochs, and on to
-140 from there, so that the learning rate fell twice. The last of these are FIRST (bundle_m0_140 in the model card) in
-what came then, at b662d07:
+README names. Two networks are bundled, and their mean answers; the second was trained on from the first. That one began
+at random and was first trained by this config as it was up to a34bfa3, where films were hardly blurred: for 60 epochs,
+and on to 140 from there, so that the learning rate fell twice. The last of these are FIRST (bundle_m0_140 in the model
+card) in what came then, at b662d07:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn_blurred --config.seed=1 \
         --config.init_from=FIRST --config.epochs=60 --config.optimizer.learning_rate=1.5e-3
@@ -22,8 +22,8 @@ mixup:
         --config.init_from=SECOND --config.epochs=36 --config.optimizer.learning_rate=1e-3
 
 Its epoch 2, still in the warm-up, has the least log loss and is the first network of the bundle: THIRD, now
-space/checkpoint/member-1. Since 1da4139 films are shaded and collimated. There the second began with the first, and its
-last epochs are without mixup, too:
+space/checkpoint/member-1. Since 1da4139 films are shaded and collimated. There the second began with the first (FOURTH is
+b50 in the card); FIFTH (member-2 there) was bundled beside it up to ec396c2:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/shaded --config.seed=3 \
         --config.init_from=THIRD --config.epochs=50 --config.optimizer.learning_rate=1.5e-3
@@ -31,7 +31,19 @@ last epochs are without mixup, too:
     python jobs/train.py --config configs/cnn.py --workdir runs/settled --config.seed=4 --config.mixup_alpha=0 \
         --config.init_from=FOURTH --config.epochs=3 --config.optimizer.learning_rate=5e-4 \
         --config.optimizer.warmup_epochs=1
-    python jobs/bundle.py --checkpoint THIRD --checkpoint runs/settled --out space/checkpoint --dtype bfloat16
+    python jobs/bundle.py --checkpoint runs/settled --latest --out FIFTH
+
+Since c75a19c their tone curves are bent and their detail changes, too. There it was gone on with once more (SIXTH is
+b_detail in the card):
+
+    python jobs/train.py --config configs/cnn.py --workdir runs/detail --config.seed=5 \
+        --config.init_from=FIFTH --config.epochs=40 --config.optimizer.learning_rate=1.5e-3
+    python jobs/bundle.py --checkpoint runs/detail --latest --out SIXTH
+    python jobs/train.py --config configs/cnn.py --workdir runs/detail_settled --config.seed=6 --config.mixup_alpha=0 \
+        --config.init_from=SIXTH --config.epochs=3 --config.optimizer.learning_rate=5e-4 \
+        --config.optimizer.warmup_epochs=1
+    python jobs/bundle.py --checkpoint runs/detail_settled --latest --out SEVENTH
+    python jobs/bundle.py --checkpoint THIRD --checkpoint SEVENTH --out space/checkpoint --dtype bfloat16
 
 docs/experiments.md has the figures of each, docs/report every figure of what is bundled.
 """
