@@ -22,8 +22,8 @@ mixup:
         --config.init_from=SECOND --config.epochs=36 --config.optimizer.learning_rate=1e-3
 
 Its epoch 2, still in the warm-up, has the least log loss and is the first network of the bundle: THIRD, now
-space/checkpoint/member-1. Since 1da4139 films are shaded and collimated. There the second began with the first (FOURTH is
-b50 in the card); FIFTH (member-2 there) was bundled beside it up to ec396c2:
+space/checkpoint/member-1. Since 1da4139 films are shaded and collimated. There the second began with the first (FOURTH
+is b50 in the card); FIFTH (member-2 there) was bundled beside it up to ec396c2:
 
     python jobs/train.py --config configs/cnn.py --workdir runs/shaded --config.seed=3 \
         --config.init_from=THIRD --config.epochs=50 --config.optimizer.learning_rate=1.5e-3
