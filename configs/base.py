@@ -76,9 +76,7 @@ def get_config() -> ConfigDict:
     config.augment.log_contrast = 0.3
     config.augment.brightness = 0.1  # bound, of pixels in [0, 1]
     config.augment.shading = 0.2  # bound on what an uneven exposure adds, of pixels in [0, 1]: two slopes and a bowl
-    config.augment.log_detail = (
-        1.0  # bound on the log of the contrast of what is finer than a random scale; half of it downwards
-    )
+    config.augment.log_detail = 1.0  # bound on the log of the contrast of details, of any scale; half of it downwards
     config.augment.blur_px = 2.5  # largest standard deviation of a Gaussian blur; half are below a quarter
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner

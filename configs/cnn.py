@@ -6,7 +6,7 @@
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
     python jobs/calibrate.py --checkpoint space/checkpoint
 
-On two CPU cores, as two devices, an epoch takes 30 to 45 s where nothing else runs, with the memory settings that the
+On two CPU cores, as two devices, an epoch takes 30 to 70 s where nothing else runs, with the memory settings that the
 README names. Two networks are bundled, and their mean answers; the second was trained on from the first. That one began
 at random and was first trained by this config as it was up to a34bfa3, where films were hardly blurred: for 60 epochs,
 and on to 140 from there, so that the learning rate fell twice. The last of these are FIRST (bundle_m0_140 in the model
@@ -31,7 +31,7 @@ is b50 in the card); FIFTH (member-2 there) was bundled beside it up to ec396c2:
     python jobs/train.py --config configs/cnn.py --workdir runs/settled --config.seed=4 --config.mixup_alpha=0 \
         --config.init_from=FOURTH --config.epochs=3 --config.optimizer.learning_rate=5e-4 \
         --config.optimizer.warmup_epochs=1
-    python jobs/bundle.py --checkpoint runs/settled --latest --out FIFTH
+    python jobs/bundle.py --checkpoint runs/settled --latest --out FIFTH --dtype bfloat16
 
 Since c75a19c their tone curves are bent and their detail changes, too. There it was gone on with once more (SIXTH is
 b_detail in the card):

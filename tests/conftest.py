@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import importlib
 import io
+import socket
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,13 @@ from jobs.datasets.phantom.builder import Phantom, film
 
 flags.FLAGS.mark_as_parsed()  # grain asks for its own; a job has parsed them
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module", autouse=True)

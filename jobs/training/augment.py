@@ -69,7 +69,7 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
         down, across, outwards = jax.random.uniform(k[6], (3,), minval=-bound, maxval=bound)
         image = image + down * place[:, None] + across * place + outwards * (place[:, None] ** 2 + place**2 - 2 / 3)
     if strength["log_detail"]:  # what viewers' processing does: details finer than a random scale stand out, or less
-        finest, coarsest = (jnp.log(part * image.shape[0]) for part in DETAIL)
+        finest, coarsest = (math.log(part * image.shape[0]) for part in DETAIL)
         even = _smoothed(image, jnp.exp(jax.random.uniform(k[8], (), minval=finest, maxval=coarsest)))
         gain = jax.random.uniform(k[9], (), minval=-0.5, maxval=1.0) * strength["log_detail"]
         image = even + (image - even) * jnp.exp(gain)

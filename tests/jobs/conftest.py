@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import jax
 import pytest
 
 from model import checkpoint
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -80,9 +80,7 @@ def start(phantom_data, tmp_path_factory):
     started = []
 
     def begin(workdir, *arguments, processes=1, devices=1):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         trainers = []
         for index in range(processes):
             place = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={index}"]

@@ -1,7 +1,6 @@
 """Several real processes as one job: how they find each other, agree, stop together and survive each other."""
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 from jobs import UsageError
 from jobs.training.processes import settings
 from model import checkpoint
+from tests.conftest import free_port
 from tests.jobs.conftest import log
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]", "SLURM_PROCID": "2"}
@@ -174,9 +174,7 @@ with processes.joined(processes.settings(address, 2, int(index), {})):
     time.sleep(int(pause))
     raise UsageError("no")
 """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     pair = [
         subprocess.Popen(
             [sys.executable, "-c", program, address, str(index), str(pause)], stderr=subprocess.PIPE, text=True

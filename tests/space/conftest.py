@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import socket
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from model import checkpoint, registry
 from model.labels import CLASSES
 from model.predictor import Predictor
 from space import app
+from tests.conftest import free_port
 
 STEP = 7
 
@@ -85,12 +85,6 @@ def encoded(pixels: np.ndarray, form: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
