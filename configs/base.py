@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.data.dataset = "chest_xray"  # chest_xray | phantom
     config.data.folds = 0  # 0: the splits as prepared | n: train and validation pooled and dealt into n by patient
     config.data.fold = 0  # which fold is held out, from 0
+    config.data.leave_out = ""  # a regular expression: films that match it in their name are not trained on
     config.data.image_size = 112  # px, of the network's input as it is evaluated and served
     config.data.side = 1.0  # of the middle of the film that is evaluated and served, as a part of the film's
     config.data.train_size = 0  # px, of the augmented views it is trained on; 0: image_size

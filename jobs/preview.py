@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
 def sheet(config: ConfigDict) -> Image.Image:
     """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
-    split = films.read(Path(config.data.dir), config.data.dataset, "train")
+    split = films.read(Path(config.data.dir), config.data.dataset, "train", leave_out=config.data.leave_out)
     size = config.data.train_size or config.data.image_size
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
     chosen = np.concatenate(rows)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -212,7 +213,15 @@ def size(data_dir: Path, dataset: str, split: str) -> int:
     return info.splits[split].num_examples * info.metadata["storage_size"] ** 2
 
 
-def read(data_dir: Path, dataset: str, split: str, decoded: bool = True, folds: int = 0, fold: int = 0) -> Split:
+def read(
+    data_dir: Path,
+    dataset: str,
+    split: str,
+    decoded: bool = True,
+    folds: int = 0,
+    fold: int = 0,
+    leave_out: str = "",
+) -> Split:
     """Reads a prepared split.
 
     Args:
@@ -223,10 +232,12 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True, folds: 
       folds: 0 for the splits as they were prepared. Else train and validation are pooled and dealt into so many folds
         by patient, the same ones every time; the test split is what it is.
       fold: which of them is the validation split, from 0; the others are the train split.
+      leave_out: a regular expression; the train split is without the films that have a match of it in their name, the
+        other splits are what they are.
 
     Raises:
-      JobError: not prepared there, damaged, without that split, or with too few patients for the folds; the message
-        gives the cure.
+      JobError: not prepared there, damaged, without that split, with too few patients for the folds, or with no film
+        to leave out; the message gives the cure.
     """
     pooled = ("train", "validation") if folds and split != "test" else (split,)
     for part in pooled:
@@ -237,6 +248,8 @@ def read(data_dir: Path, dataset: str, split: str, decoded: bool = True, folds: 
         pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
         examples = builder.as_data_source("+".join(pooled), decoders=pictures)
         rows = _of_fold(examples, split, folds, fold) if len(pooled) > 1 else range(len(examples))
+        if leave_out and split == "train":
+            rows = _without(examples, rows, leave_out)
         size = builder.info.metadata["storage_size"]
         count = len(rows)
         images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, rows, size)
@@ -274,6 +287,17 @@ def _of_fold(examples: Any, split: str, folds: int, fold: int) -> Sequence[int]:
     dealt = deal(known, folds, salt="folds")
     chosen = [dealt[fold]] if split == "validation" else [*dealt[:fold], *dealt[fold + 1 :]]
     return sorted(film.row for films in chosen for film in films)
+
+
+def _without(examples: Any, rows: Sequence[int], leave_out: str) -> Sequence[int]:
+    """The places of the films whose names have no match of `leave_out`."""
+    kept = [row for row in rows if not re.search(leave_out, examples[row]["name"].decode())]
+    if len(kept) == len(rows):
+        raise JobError(
+            f"config.data.leave_out is {leave_out!r}, which is in none of the {len(rows)} names of training films (the "
+            f"first is {examples[rows[0]]['name'].decode()}); give a regular expression that is, or leave it empty"
+        )
+    return kept
 
 
 def _facts(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:

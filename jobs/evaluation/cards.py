@@ -138,9 +138,12 @@ def _training(meta: dict[str, Any]) -> str:
     same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
     changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
     balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
+    # Checkpoints of before there was such a field do not speak of it.
+    left_out = config["data"].get("leave_out")
     last = meta["epoch"] == sum(phase["epochs"] for phase in _phases(config))
     return (
-        f"{config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
+        (f"The films with `{left_out}` in their names were left out. " if left_out else "")
+        + f"{config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
         f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
         f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
         f"random changes of every film: {', '.join(changes) or 'none'}. "

@@ -27,6 +27,7 @@ MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.res
 BEFORE = {
     "data.folds": 0,
     "data.fold": 0,
+    "data.leave_out": "",
     "init_from": "",
     "phases": [],
     "objective": "supervised",

@@ -224,7 +224,7 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
         needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
         resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
     training, validation = (
-        films.read(at, dataset, split, resident, config.data.folds, config.data.fold)
+        films.read(at, dataset, split, resident, config.data.folds, config.data.fold, config.data.leave_out)
         for split in ("train", "validation")
     )
     for split, name in ((training, "training"), (validation, "validation")):

@@ -152,6 +152,12 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {value}; it must be from {low} to {high}")
     if config.teacher and config.objective == "contrastive":
         raise UsageError(f"config.teacher is {config.teacher!r}; without labels there is nothing that it could teach")
+    try:
+        re.compile(config.data.leave_out)
+    except re.error as error:
+        raise UsageError(
+            f"config.data.leave_out is {config.data.leave_out!r}, which is no regular expression: {error}"
+        ) from error
     folds, fold = config.data.folds, config.data.fold
     if folds == 1:
         raise UsageError("config.data.folds is 1; it must be 0, for the splits as prepared, or at least 2")

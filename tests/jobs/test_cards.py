@@ -142,6 +142,9 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     alike = cards.card(Predictor(loaded, calibration), measured, reported / "report")
     assert "Training: adamw" in alike and "of member 2" not in alike
     loaded[1].meta["config"]["mixup_alpha"] = 0.7
+    loaded[1].meta["config"]["data"]["leave_out"] = "person[12]_"
     text = cards.card(Predictor(loaded, calibration), measured, reported / "report")
     first, second = (re.search(rf"Training of member {which}: (.*)", text)[1] for which in (1, 2))
     assert "mixup 0.7," in second and "mixup 0.7," not in first
+    told = "The films with `person[12]_` in their names were left out."
+    assert second.startswith(told) and "left out" not in first

@@ -23,6 +23,28 @@ def test_round_trip(phantom_data):
         assert split.patients[position] == phantom.patient
 
 
+@pytest.mark.parametrize("decoded", [True, False])
+def test_films_may_be_left_out_of_training_and_of_nothing_else(phantom_data, decoded):
+    def read(split, **chosen):
+        return films.read(phantom_data, "phantom", split, decoded, **chosen)
+
+    whole, fewer = read("train"), read("train", leave_out="_000[0-3]")
+    kept = [place for place, name in enumerate(whole.names) if int(name.split("_")[1]) // 4]
+    assert fewer.names == [whole.names[place] for place in kept] and len(fewer.names) < len(whole.names)
+    assert (fewer.labels == whole.labels[kept]).all() and fewer.images.shape[0] == len(kept)
+    for place in (0, len(kept) - 1):
+        assert (fewer.images[place] == whole.images[kept[place]]).all()
+    held_out = [read("validation", leave_out=pattern).names for pattern in ("", ".")]
+    assert held_out[0] == held_out[1]
+    folded = [set(read("train", folds=3, fold=1, leave_out=pattern).names) for pattern in ("", "_000[0-3]")]
+    assert folded[1] == {name for name in folded[0] if int(name.split("_")[1]) // 4} != folded[0]
+
+
+def test_leaving_out_no_film_is_told(phantom_data):
+    with pytest.raises(JobError, match=r"leave_out is 'person', which is in none of the 48 names .*first is phantom_"):
+        films.read(phantom_data, "phantom", "train", leave_out="person")
+
+
 def test_real_films_know_their_source(kaggle, tmp_path):
     found = sort(kaggle)
     folder = films.write(ChestXray, found.splits, tmp_path / "data", "kaggle")
