@@ -167,6 +167,7 @@ class Split:
     sizes: np.ndarray  # (N, 2) int32, height and width of the source, px
     masks: np.ndarray | None  # (N, S, S) bool, where the dataset knows the lesions
     facts: dict[str, Any]  # name, fingerprint, storage_size, source, license, citation
+    left_out: int = 0  # how many films of the split are none of these, as `read` was told
 
 
 def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
@@ -236,8 +237,8 @@ def read(
         other splits are what they are.
 
     Raises:
-      JobError: not prepared there, damaged, without that split, with too few patients for the folds, or with no film
-        to leave out; the message gives the cure.
+      JobError: not prepared there, damaged, without that split, or with too few patients for the folds; the message
+        gives the cure.
     """
     pooled = ("train", "validation") if folds and split != "test" else (split,)
     for part in pooled:
@@ -248,8 +249,9 @@ def read(
         pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
         examples = builder.as_data_source("+".join(pooled), decoders=pictures)
         rows = _of_fold(examples, split, folds, fold) if len(pooled) > 1 else range(len(examples))
+        whole = len(rows)
         if leave_out and split == "train":
-            rows = _without(examples, rows, leave_out)
+            rows = [row for row in rows if not re.search(leave_out, examples[row]["name"].decode())]
         size = builder.info.metadata["storage_size"]
         count = len(rows)
         images = np.empty((count, size, size), np.uint8) if decoded else Encoded(examples, rows, size)
@@ -266,7 +268,7 @@ def read(
                 images[index] = _pixels(example["image"])
             if masks is not None:
                 masks[index] = _pixels(example["mask"]) > 0
-    return Split(images, labels, names, patients, sizes, masks, _facts(builder))
+    return Split(images, labels, names, patients, sizes, masks, _facts(builder), whole - count)
 
 
 class _Known(NamedTuple):
@@ -287,17 +289,6 @@ def _of_fold(examples: Any, split: str, folds: int, fold: int) -> Sequence[int]:
     dealt = deal(known, folds, salt="folds")
     chosen = [dealt[fold]] if split == "validation" else [*dealt[:fold], *dealt[fold + 1 :]]
     return sorted(film.row for films in chosen for film in films)
-
-
-def _without(examples: Any, rows: Sequence[int], leave_out: str) -> Sequence[int]:
-    """The places of the films whose names have no match of `leave_out`."""
-    kept = [row for row in rows if not re.search(leave_out, examples[row]["name"].decode())]
-    if len(kept) == len(rows):
-        raise JobError(
-            f"config.data.leave_out is {leave_out!r}, which is in none of the {len(rows)} names of training films (the "
-            f"first is {examples[rows[0]]['name'].decode()}); give a regular expression that is, or leave it empty"
-        )
-    return kept
 
 
 def _facts(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:

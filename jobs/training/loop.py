@@ -114,11 +114,12 @@ def _train(
         config, workdir, training.facts, compiled, source, teacher, console
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    left_out = f" ({training.left_out} left out by their names)" if config.data.leave_out else ""
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
     console.print(
         f"{config.model.architecture}, {parameters:,} parameters, "
         f"{config.data.train_size or config.data.image_size} px, {config.dtype}; "
-        f"{len(training.labels)} films to train on, {len(validation.labels)} held out, "
+        f"{len(training.labels)} films to train on{left_out}, {len(validation.labels)} held out, "
         f"{'resident' if resident else 'streamed'}; "
         f"{processes}{len(devices)} x {devices[0].device_kind}, {config.global_batch_size} films a step"
         f"{', SyncBN' if compiled.synced and len(devices) > 1 else ''}",
@@ -230,7 +231,8 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
     for split, name in ((training, "training"), (validation, "validation")):
         absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
         if absent:
-            raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; prepare it again")
+            cure = "leave out fewer by --config.data.leave_out" if split.left_out else "prepare it again"
+            raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; {cure}")
     if config.data.balance == "smote":
         if not resident:
             raise UsageError("SMOTE makes films up, which no file holds; it needs --config.data.resident=true")

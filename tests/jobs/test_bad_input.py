@@ -119,6 +119,13 @@ def test_a_class_that_is_missing_is_named(tmp_path):
         train(config(tmp_path / "data", global_batch_size=8), tmp_path / "run")
 
 
+def test_leaving_out_a_class_is_told(phantom_data, tmp_path):
+    split = films.read(phantom_data, "phantom", "train")
+    viral = "|".join(name for name, label in zip(split.names, split.labels, strict=True) if label == 2)
+    with pytest.raises(JobError, match="holds no viral film; leave out fewer by --config.data.leave_out"):
+        train(config(phantom_data, **{"data.leave_out": viral}), tmp_path)
+
+
 def test_a_run_on_other_data_is_not_gone_on_with(phantom_data, tmp_path):
     train(config(phantom_data, epochs=1), tmp_path / "run")
     splits = {"train": [film(index) for index in range(1, 49)], "validation": [film(index) for index in range(60, 72)]}

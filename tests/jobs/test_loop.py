@@ -140,6 +140,13 @@ def test_the_last_bundled_run_can_be_gone_on_with():
     assert set(beginning.changes(made, meta)) == {"data.dir"}
 
 
+def test_a_run_says_what_it_leaves_out(phantom_data, tmp_path):
+    """Of 48 films those of the numbers 0 to 9."""
+    printed = train(config(phantom_data, epochs=1, **{"data.leave_out": "phantom_000"}), tmp_path)
+    assert "38 films to train on (10 left out by their names), 12 held out" in printed
+    assert log(tmp_path)[0]["step"] == 2  # 16 films each
+
+
 def test_another_config_in_the_same_place_is_refused(phantom_data, straight):
     with pytest.raises(JobError, match=r"holds a run of another config \(label_smoothing: 0.05 -> 0.1; seed: 0 -> 1\)"):
         train(config(phantom_data, epochs=4, seed=1, label_smoothing=0.1), straight[0])
