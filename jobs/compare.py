@@ -29,6 +29,11 @@ def main(arguments: list[str]) -> None:
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
         if list(one) != list(other):
             raise JobError(different.format(f"their {what} differ"))
+    if len(set(first.patients)) < 2:
+        raise JobError(
+            f"all {len(first.names)} films are of one patient, {first.patients[0]}; what chance may do is told by how "
+            "patients differ, so at least two are needed"
+        )
     print(table(first, second))
 
 

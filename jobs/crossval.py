@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> None:
     if diverged:
         raise JobError(
             f"{len(diverged)} of {len(members)} members diverged ({', '.join(path.name for path in diverged)}), so "
-            "there are no figures; lower --config.optimizer.learning_rate and give another --workdir"
+            "there are no figures; lower --config.optimizer.learning_rate, or that of the phase, and give another "
+            "--workdir"
         )
     print(crossval.document(crossval.measure(members, workdir)))
     print(f"\nwritten: {', '.join(str(workdir / name) for name in crossval.FILES)}")

@@ -300,6 +300,17 @@ def facts(data_dir: Path, dataset: str) -> dict[str, Any]:
     return _facts(_open(data_dir, dataset, "train"))
 
 
+def learnt(facts: Mapping[str, Any], data: Any) -> str:
+    """Which films a network learns, in words that are equal where the films are.
+
+    Args:
+      facts: of its data, with `name` and `fingerprint`.
+      data: of its config.
+    """
+    part = f", but for fold {data['fold']} of {data['folds']}" if data.get("folds") else ""
+    return f"{facts['name']} ({facts['fingerprint'][:12]}){part}"
+
+
 def read_as_trained(metas: Sequence[Mapping[str, Any]], data_dir: Path, split: str) -> Split:
     """Reads what a trained model means by the name of a split: one that held out a fold saw films of the others.
 

@@ -335,7 +335,8 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             "methods whose maps do not outlast the network, or of all where every one does):",
             markdown(faithfulness.rows(found)),
             f"{faithfulness.advantage(found)}.",
-            f"Every prediction behind these figures is in `{report.as_posix()}/predictions.csv`, the plots beside it.",
+            f"The calibrated probabilities behind these figures, film by film, are in "
+            f"`{report.as_posix()}/predictions.csv`, the plots beside it.",
         ]
     )
 

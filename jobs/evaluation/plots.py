@@ -168,21 +168,20 @@ def reliability_diagrams(labels: np.ndarray, probabilities: Mapping[str, np.ndar
     figure.savefig(path, dpi=DPI)
 
 
-def risk_coverage_curve(labels: np.ndarray, probabilities: np.ndarray, confidence: float | None, path: Path) -> None:
+def risk_coverage_curve(labels: np.ndarray, probabilities: np.ndarray, decided: float | None, path: Path) -> None:
     """The share of wrong answers where only the most confident films are decided (Geifman and El-Yaniv 2017, fig. 1).
 
     Args:
       labels: (N,) int.
       probabilities: (N, 3).
-      confidence: the top probability below which films are left undecided; marked. None: nothing is.
+      decided: the share of the films that the model decides; marked. None: it leaves none undecided.
       path: of the PNG.
     """
     coverage, risk = risk_coverage(labels, probabilities)
     figure = _figure(5, 4, f"What is left undecided, and what it saves, {len(labels)} films")
     axes = figure.add_subplot()
     axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"])
-    if confidence is not None:
-        decided = float((probabilities.max(axis=1) >= confidence).mean())
+    if decided is not None:
         label = f"decided here: {100 * decided:.0f} %"
         axes.axvline(100 * decided, color=COLOURS["bacterial"], linestyle="--", label=label)
         axes.legend(frameon=False, fontsize=9)

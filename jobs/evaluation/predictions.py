@@ -15,14 +15,28 @@ from model.labels import CLASSES
 
 
 def write(
-    path: Path, names: Sequence[str], patients: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
+    path: Path,
+    names: Sequence[str],
+    patients: Sequence[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    refused: np.ndarray,
 ) -> None:
-    """Writes name, patient, label and three probabilities of each film; labels (N,) int, probabilities (N, 3)."""
+    """Writes name, patient, label, three probabilities and, as 0 or 1, whether it was refused, of each film.
+
+    Args:
+      path: of the file.
+      names: (N,).
+      patients: (N,).
+      labels: (N,) int.
+      probabilities: (N, 3).
+      refused: (N,) bool.
+    """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("name", "patient", "label", *CLASSES))
-        for name, patient, label, row in zip(names, patients, labels, probabilities, strict=True):
-            writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row)))
+        writer.writerow(("name", "patient", "label", *CLASSES, "refused"))
+        for name, patient, label, row, no in zip(names, patients, labels, probabilities, refused, strict=True):
+            writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row), int(no)))
 
 
 class Predictions(NamedTuple):
@@ -42,11 +56,14 @@ def read(path: Path) -> Predictions:
         names = [row["name"] for row in rows]
         if not rows or len(set(names)) < len(names):
             raise ValueError(f"{len(rows)} rows of {len(set(names))} films")
+        patients = [row["patient"] for row in rows]
+        if without := sum(not patient for patient in patients):
+            raise ValueError(f"{without} of {len(rows)} rows name no patient")
         labels = np.array([CLASSES.index(row["label"]) for row in rows])
         probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
         metrics.check(labels, probabilities)
         probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
-        return Predictions(names, [row["patient"] for row in rows], labels, probabilities)
+        return Predictions(names, patients, labels, probabilities)
     except OSError as error:
         raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
     except (KeyError, ValueError, TypeError, IndexError, csv.Error) as error:

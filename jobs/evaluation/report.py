@@ -74,8 +74,8 @@ def write(
         **metrics.score(split.labels, probabilities),
         "intervals": intervals(split.labels, probabilities, split.patients),
     }
+    refused = np.asarray([answer.decision == REFUSED for answer in answers])  # without a calibration none is
     if calibration := predictor.calibration:
-        refused = np.asarray([answer.decision == REFUSED for answer in answers])
         before_it = intervals(split.labels, uncalibrated, split.patients)
         measured["calibration"] = {
             "temperature": calibration.temperature,
@@ -106,17 +106,17 @@ def write(
     if full:
         measured |= examine.examine(predictor, split, heatmaps, probabilities)
 
-    confidence = calibration.confidence if calibration else None
+    decided = measured["decisions"]["abstention"]["coverage"] if calibration else None
     shown = {"before calibration": uncalibrated, "after": probabilities} if calibration else {"": probabilities}
     parts: dict[str, Callable[[Path], Any]] = {
         "predictions.csv": lambda path: predictions.write(
-            path, split.names, split.patients, split.labels, probabilities
+            path, split.names, split.patients, split.labels, probabilities, refused
         ),
         "confusion_matrix.png": lambda path: plots.confusion_matrix(measured, path),
         "roc.png": lambda path: plots.roc_curves(split.labels, probabilities, path),
         "precision_recall.png": lambda path: plots.precision_recall_curves(split.labels, probabilities, path),
         "reliability.png": lambda path: plots.reliability_diagrams(split.labels, shown, path),
-        "risk_coverage.png": lambda path: plots.risk_coverage_curve(split.labels, probabilities, confidence, path),
+        "risk_coverage.png": lambda path: plots.risk_coverage_curve(split.labels, probabilities, decided, path),
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jobs import JobError
+from jobs.datasets import films
 from jobs.training import journal, steps
 from jobs.training.plan import FIGURES, Compiled, flatten, phase_of, plain
 from model import checkpoint
@@ -58,13 +59,15 @@ def begin(
     """What the newest whole checkpoint holds, or what a new run begins with.
 
     Raises:
-      JobError: there is a run in `workdir` of another config or other data, or it may not be resumed.
+      JobError: there is a run in `workdir` of another config or other data, or it may not be resumed; or `source`
+        learnt films that are held out here.
       WeightsError: the weights of `source` do not fit.
     """
     state = compiled.state
     if not checkpoint.steps(workdir):
         if not source:
             return Beginning(state, [], [], None)
+        _check_held_out(config, facts, source)
         variables, origin = fill(source, config.model.architecture, state.variables)
         console.print(journal.provenance(origin), soft_wrap=True)
         begun = steps.create_state(variables, compiled.phases[0].begin(variables["params"]))
@@ -109,6 +112,18 @@ def begin(
     state = state.replace(step=np.int32(loaded.step), **checkpoint.from_arrays(like, stored))
     losses = [math.nan if loss is None else loss for loss in loaded.meta["losses"]]
     return Beginning(state, loaded.meta["history"], losses, loaded.meta.get("origin"))
+
+
+def _check_held_out(config: ConfigDict, facts: dict[str, Any], source: Source) -> None:
+    if not source.meta or source.meta["dataset"]["fingerprint"] != facts["fingerprint"]:
+        return
+    theirs, mine = (films.learnt(facts, data) for data in (source.meta["config"]["data"], config.data))
+    if theirs != mine:
+        raise JobError(
+            f"config.init_from, {config.init_from}, learnt the films of {theirs}, and this run learns those of {mine}; "
+            "it knows films that are held out here, so that no figure of them would be worth anything: begin with "
+            "weights that held out the same, or with others"
+        )
 
 
 def changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:

@@ -31,8 +31,13 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
     """The members: every fold with the first seed, then with the next.
 
     Raises:
-      UsageError: the config holds out a fold of its own.
+      UsageError: the config holds out a fold of its own, or learns no classes.
     """
+    if config.objective != "supervised":
+        raise UsageError(
+            f"config.objective is {config.objective!r}, which learns no classes to be measured by; give a config of "
+            "'supervised', such as configs/cnn.py"
+        )
     if config.data.folds:
         raise UsageError(f"config.data.folds is {config.data.folds}; leave it at 0 and give --folds")
     members = []
@@ -96,7 +101,7 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
         "intervals": intervals.intervals(truth, pooled, patients),
     }
     with whole(workdir / "predictions.csv") as path:
-        predictions.write(path, names, patients, truth, pooled)
+        predictions.write(path, names, patients, truth, pooled, np.zeros(len(names), bool))
     with whole(workdir / "crossval.md") as path:
         path.write_text(document(measured) + "\n")
     with whole(workdir / "crossval.json") as path:

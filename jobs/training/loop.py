@@ -269,8 +269,8 @@ def _epoch(
         if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
             raise Diverged(
                 f"{max_skipped} steps in a row gave no finite loss or gradient; lower "
-                "--config.optimizer.learning_rate, or use --config.dtype=float32. Checkpoints up to the last epoch "
-                "are kept: the same command goes on from there"
+                "--config.optimizer.learning_rate, or that of the phase, or use --config.dtype=float32. Checkpoints up "
+                "to the last epoch are kept: the same command goes on from there"
             )
 
     taken, stopped, previous = len(losses), False, None

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jobs import JobError
-from jobs.datasets.films import Split
+from jobs.datasets.films import Split, learnt
 from jobs.training.data import one_hot
 from model.predictor import Predictor
 
@@ -37,9 +37,9 @@ def lessons(config: ConfigDict, training: Split, console: Console) -> Lessons:
     if not config.teacher:
         return Lessons(labels, None)
     predictor = Predictor.open(config.teacher, calibrated=False)
-    mine = _learnt(training.facts, config.data)
+    mine = learnt(training.facts, config.data)
     for meta in predictor.metas:
-        theirs = _learnt(meta["dataset"], meta["config"]["data"])
+        theirs = learnt(meta["dataset"], meta["config"]["data"])
         if theirs != mine:
             raise JobError(
                 f"config.teacher, {config.teacher}, learnt the films of {theirs}, and this run learns those of {mine}; "
@@ -62,9 +62,3 @@ def _answers(predictor: Predictor, images: Any, console: Console) -> Iterator[np
     for start in track(starts, "asking the teacher", console=console, transient=True):
         films = np.stack([images[index] for index in range(start, min(start + CHUNK, len(images)))])
         yield from (raw.probabilities for _, raw in predictor.ask(films))
-
-
-def _learnt(facts: dict[str, Any], data: Any) -> str:
-    """Which films a network learns, in words that are equal where the films are."""
-    part = f", but for fold {data['fold']} of {data['folds']}" if data.get("folds") else ""
-    return f"{facts['name']} ({facts['fingerprint'][:12]}){part}"

@@ -174,7 +174,7 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     low, high = measured["intervals"]["pointing_game"]["bacterial"]
     assert low <= measured["pointing_game"]["bacterial"] <= high
     rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
-    assert list(rows[0]) == ["name", "patient", "label", "normal", "bacterial", "viral"]
+    assert list(rows[0]) == ["name", "patient", "label", "normal", "bacterial", "viral", "refused"]
     right = [max(("normal", "bacterial", "viral"), key=lambda name: float(row[name])) == row["label"] for row in rows]
     assert np.mean(right) == pytest.approx(measured["accuracy"])
 

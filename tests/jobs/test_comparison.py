@@ -233,6 +233,11 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     others = write(tmp_path / "others.csv", labels, probabilities, patients=["p"] * 300)
     with pytest.raises(JobError, match="their patients differ"):
         compare.main([str(a), str(others)])
+    with pytest.raises(JobError, match="all 300 films are of one patient, p; .* so at least two are needed"):
+        compare.main([str(others), str(others)])
+    nobody = write(tmp_path / "nobody.csv", labels, probabilities, patients=["p"] * 298 + ["", ""])
+    with pytest.raises(JobError, match="nobody.csv holds no predictions .2 of 300 rows name no patient"):
+        compare.main([str(nobody), str(nobody)])
     one = write(tmp_path / "one.csv", (np.arange(300) == 7).astype(int), probabilities)
     compare.main([str(one), str(one)])  # with one film of pneumonia no spread is known
     assert "DeLong, pneumonia" not in capsys.readouterr().out

@@ -25,6 +25,7 @@ from model.labels import CLASSES
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job
 from tests.jobs.test_loop import config
+from tests.jobs.test_loop import train as train_one
 
 FOLDS, SEEDS = 2, 2
 
@@ -63,6 +64,23 @@ def test_folds_share_no_patient_nor_file_and_cover_each_film_once():
     largest = max(map(len, patient_groups(known).values()))
     assert (np.ptp(of_class, axis=0) <= largest).all() and np.ptp(of_class, axis=0)[1:].max() <= 1
     assert dealt == deal(known, 5, "salt") and dealt != deal(known, 5, "pepper")
+
+
+def test_what_learns_no_classes_is_not_cross_validated(phantom_data, tmp_path):
+    with pytest.raises(UsageError, match="config.objective is 'contrastive', which learns no classes"):
+        crossval.plan(tiny(phantom_data, objective="contrastive"), tmp_path, FOLDS, SEEDS)
+
+
+def test_weights_that_know_the_films_of_a_fold_are_no_beginning(phantom_data, straight, tmp_path):
+    """The members learnt all films but those of their fold."""
+    first = straight[0] / "member-1"
+    held_out = {"data.folds": FOLDS, "data.fold": 0}
+    assert "begins with" in train_one(tiny(phantom_data, init_from=str(first), **held_out), tmp_path / "same")
+    for other in ({"data.folds": FOLDS, "data.fold": 1}, {}):
+        with pytest.raises(
+            JobError, match=r"init_from, .* learnt the films of phantom .* but for fold 0 of 2, and this"
+        ):
+            train_one(tiny(phantom_data, init_from=str(first), **other), tmp_path / "other")
 
 
 def test_more_folds_than_patients_of_a_class_are_refused():

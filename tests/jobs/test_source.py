@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from jobs import JobError
+from jobs.datasets.chest_xray import audit
 from jobs.datasets.chest_xray.source import sort
 from jobs.datasets.films import counts
 from tests.conftest import jpeg, put
@@ -83,6 +84,21 @@ def test_three_folders(tmp_path, names):
     assert found.unknown_patients == 12
     # The same file name in three folders is three films.
     assert len({film.name for films in found.splits.values() for film in films}) == 12
+
+
+def test_numbers_that_begin_anew_in_every_folder(tmp_path):
+    """No name is taken twice among the films that cross-validation pools, and no film for one of another split."""
+    for seed, path in enumerate(
+        f"{split}/{name}" for split in ("train", "val", "test") for name in ("normal", "viral")
+    ):
+        for number in range(4):
+            put(tmp_path, f"{path}/{number}.png", jpeg(10 * seed + number))
+            put(tmp_path, f"{path.split('/')[0]}/bacteria/{number}.png", jpeg(500 + 10 * seed + number))
+    found = sort(tmp_path)
+    pooled = [film.name for split in ("train", "validation") for film in found.splits[split]]
+    assert len(pooled) == len(set(pooled)) == 24 and len(found.splits["test"]) == 12
+    told = audit.collect(tmp_path)
+    assert not any(audit.shared(told.images, lambda image: image.patient).values())
 
 
 def test_names_of_the_original_archive(tmp_path):

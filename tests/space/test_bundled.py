@@ -1,8 +1,10 @@
 """What is shared belongs together: the weights, their report, their card, and what the page and README say of them."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.evaluation import cards, metrics, predictions
@@ -35,6 +37,12 @@ def test_the_figures_are_those_of_the_predictions(measured):
     for name in ("accuracy", "macro_f1", "log_loss", "ece"):
         assert again[name] == pytest.approx(measured[name], abs=1e-5)
     assert again["confusion_matrix"] == measured["confusion_matrix"]
+    with (ROOT / REPORT / "predictions.csv").open() as file:
+        refused = {row["name"]: row["refused"] == "1" for row in csv.DictReader(file)}
+    assert np.mean(list(refused.values())) == pytest.approx(measured["decisions"]["refused"])
+    sure = written.probabilities.max(axis=1) >= measured["calibration"]["confidence"]
+    decided = [one and not refused[name] for name, one in zip(written.names, sure, strict=True)]
+    assert np.mean(decided) == pytest.approx(measured["decisions"]["abstention"]["coverage"])
 
 
 def test_the_page_opens_with_the_maps_that_the_report_picks(measured):

@@ -131,10 +131,12 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
     quarantine += _conflicts(pools)
     quarantine += _duplicates(pools)
     _check(source, pools, quarantine)
-    splits = {"test": pools["test"]} if pools["test"] else {}
-    if pools[POOL]:
+    # Train and validation together: cross-validation deals them anew.
+    pools = {pool: _unique_names(films) for pool, films in pools.items()}
+    splits = {"test": pools["test"]} if pools.get("test") else {}
+    if pools.get(POOL):
         splits["train"], splits["validation"] = hold_out(pools[POOL], VALIDATION_FRACTION, SPLIT_SALT)
-    return Sorted({name: _unique_names(films) for name, films in splits.items()}, quarantine, unknown_patients)
+    return Sorted(splits, quarantine, unknown_patients)
 
 
 def read(
@@ -203,7 +205,9 @@ def _film(file: File) -> tuple[Film, bool] | SetAside:
     except ImageRefused as refusal:
         return aside("unreadable", str(refusal))
     match = _PATIENT.match(path.name)
-    patient = match[match.lastgroup] if match and match.lastgroup else f"{CLASSES[label]}/{path.stem}"
+    # Without one, the class and the name stand for it; of the test split apart, for numbers may begin anew there.
+    nobody = f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
+    patient = match[match.lastgroup] if match and match.lastgroup else nobody
     height, width = decoded.pixels.shape
     digest = hashlib.sha256(file.data).hexdigest()
     film = Film(file.path, patient, label, png(resize(decoded.pixels)), digest, width, height, decoded.mode)
