@@ -88,15 +88,15 @@ def test_three_folders(tmp_path, names):
 
 def test_numbers_that_begin_anew_in_every_folder(tmp_path):
     """No name is taken twice among the films that cross-validation pools, and no film for one of another split."""
-    for seed, path in enumerate(
-        f"{split}/{name}" for split in ("train", "val", "test") for name in ("normal", "viral")
-    ):
-        for number in range(4):
-            put(tmp_path, f"{path}/{number}.png", jpeg(10 * seed + number))
-            put(tmp_path, f"{path.split('/')[0]}/bacteria/{number}.png", jpeg(500 + 10 * seed + number))
+    for number in range(40):
+        for seed, path in enumerate(("train/normal", "val/viral", "train/bacteria", "test/viral", "test/bacteria")):
+            # Of the pool two of each, which may fall on both sides.
+            if seed > 2 or seed != number % 3:
+                put(tmp_path, f"{path}/{number}.png", jpeg(1000 * seed + number))
+        put(tmp_path, f"test/normal/{number}.png", jpeg(9000 + number))
     found = sort(tmp_path)
     pooled = [film.name for split in ("train", "validation") for film in found.splits[split]]
-    assert len(pooled) == len(set(pooled)) == 24 and len(found.splits["test"]) == 12
+    assert len(pooled) == len(set(pooled)) == 80 and len(found.splits["test"]) == 120
     told = audit.collect(tmp_path)
     assert not any(audit.shared(told.images, lambda image: image.patient).values())
 
