@@ -44,9 +44,8 @@ b_detail in the card):
         --config.optimizer.warmup_epochs=1
     python jobs/bundle.py --checkpoint runs/detail_settled --latest --out SEVENTH --dtype bfloat16
 
-All of these learnt all training films. Since cea0bae those of four ranges of numbers are left out. There the second
-network, which was bundled as SEVENTH up to be89b33 (member-2 in the card), was gone on with a last time (EIGHTH is
-b_sure there):
+All of these learnt all training films. Since cea0bae those of four ranges of numbers are left out. There SEVENTH, which
+was bundled up to be89b33 (member-2 in the card), was gone on with a last time (EIGHTH is b_sure there):
 
     python jobs/train.py --config configs/cnn.py --workdir runs/sure --config.seed=8 \
         --config.init_from=SEVENTH --config.epochs=40 --config.optimizer.learning_rate=1.5e-3

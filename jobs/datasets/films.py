@@ -301,7 +301,7 @@ def facts(data_dir: Path, dataset: str) -> dict[str, Any]:
 
 
 def learnt(facts: Mapping[str, Any], data: Any) -> str:
-    """Which films a network learns, in words that are equal where the films are.
+    """Out of which films a network learns, in words that are equal where they are; those left out count as learnt.
 
     Args:
       facts: of its data, with `name` and `fingerprint`.

@@ -30,7 +30,7 @@ def write(
       patients: (N,).
       labels: (N,) int.
       probabilities: (N, 3).
-      refused: (N,) bool.
+      refused: (N,) bool; without a calibration none is.
     """
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
