@@ -87,8 +87,6 @@ def get_config() -> ConfigDict:
     config.temperature = 0.2  # of the contrastive cosines
     config.mixup_alpha = 0.2  # 0: off
     config.label_smoothing = 0.05
-    config.teacher = ""  # a run or bundle that learnt these films; its answers are mixed into the labels; "": none
-    config.teacher_share = 0.5  # of its answers in what is to be learnt
     config.head_l2 = 0.0  # on the kernels of the head, in the loss
 
     config.optimizer = ConfigDict()

@@ -104,11 +104,10 @@ def shared(meta: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, but for where things lay on the machine that trained it."""
     config = dict(meta["config"])
     config["data"] = {key: config["data"][key] for key in config["data"] if key != "dir"}
-    for source in ("init_from", "teacher"):
-        if source in config:
-            config[source] = _without_folder(config[source])
-    others = {name: _origin(meta[name]) for name in ("origin", "teacher") if name in meta}
-    return meta | {"config": config} | others
+    if "init_from" in config:
+        config["init_from"] = _without_folder(config["init_from"])
+    origin = {"origin": _origin(meta["origin"])} if "origin" in meta else {}
+    return meta | {"config": config} | origin
 
 
 def _without_folder(source: str) -> str:

@@ -111,14 +111,6 @@ def _origin(origin: dict[str, Any]) -> str:
     return f"`{origin['from']}` ({which}){before}"
 
 
-def _taught(number_of: int, meta: dict[str, Any]) -> str:
-    """Whose answers a member was taught."""
-    teacher, share_of = meta["teacher"], meta["config"]["teacher_share"]
-    weights = ", ".join(digest[:12] for digest in teacher["weights"])
-    of = f"`{teacher['from']}` (weights {weights})"
-    return f"{share(share_of)} of what member {number_of} learnt are the answers of {of}"
-
-
 def _phases(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of a checkpoint's config, or the one that it is."""
     return config.get("phases") or [config["optimizer"] | {"epochs": config["epochs"], "trainable": "all"}]
@@ -172,8 +164,6 @@ def _details(predictor: Predictor) -> str:
         told.append("The answer is the mean of the members' probabilities, calibrated.")
     origins = sorted({_origin(meta["origin"]) for meta in predictor.metas if meta.get("origin")})
     begun = f"begun with {' and with '.join(origins)}" if origins else "trained from scratch, without other data"
-    if taught := [_taught(number_of, meta) for number_of, meta in enumerate(predictor.metas, 1) if meta.get("teacher")]:
-        begun += f"; {'; '.join(taught)}"
     told.append(
         f"Convolutional networks {begun}. Code: Apache-2.0. Weights: trained on "
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "

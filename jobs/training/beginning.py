@@ -24,8 +24,8 @@ from model.weights.fill import fill
 from model.weights.source import Source
 
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
-# What runs did that were begun before there was such a field.
-BEFORE = {
+# What a run did that was begun before there was such a field, or does since it is gone.
+ABSENT = {
     "data.folds": 0,
     "data.fold": 0,
     "data.leave_out": "",
@@ -53,7 +53,6 @@ def begin(
     facts: dict[str, Any],
     compiled: Compiled,
     source: Source | None,
-    teacher: dict[str, Any] | None,
     console: Console,
 ) -> Beginning:
     """What the newest whole checkpoint holds, or what a new run begins with.
@@ -96,11 +95,6 @@ def begin(
             f"{workdir} holds a run on other data than are in {config.data.dir} now; give another --workdir, or "
             f"prepare the same source again ({loaded.meta['dataset']['source']})"
         )
-    if teacher and teacher["weights"] != loaded.meta["teacher"]["weights"]:
-        raise JobError(
-            f"{workdir} holds a run that was taught by other weights (step {loaded.meta['teacher']['steps']}) than "
-            f"are in {config.teacher} now (step {teacher['steps']}); give another --workdir, or put them back"
-        )
     stored = checkpoint.to_arrays({"ema": loaded.variables, **(loaded.train or {})})
     like = {
         "ema": state.ema,
@@ -130,7 +124,8 @@ def changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
     new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
     old = flatten(meta["config"])
-    pairs = {name: (old.get(name, BEFORE.get(name)), new.get(name)) for name in sorted(old.keys() | new.keys())}
+    names = sorted(old.keys() | new.keys())
+    pairs = {name: [fields.get(name, ABSENT.get(name)) for fields in (old, new)] for name in names}
     return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}
 
 
@@ -145,12 +140,10 @@ def meta(
     history: list[dict[str, Any]],
     losses: list[float],
     origin: dict[str, Any] | None,
-    teacher: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What a checkpoint says of itself.
 
-    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from,
-    `teacher` whose answers were mixed into the labels.
+    `losses` are those of an epoch begun, None where a step was skipped; `origin` says where the first weights are from.
     """
     packages = ("pneumoscope", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
@@ -164,7 +157,6 @@ def meta(
         "dataset": facts,
         "metrics": {name: history[-1][name] for name in ("train_loss", *FIGURES)} if history else {},
         "origin": origin,
-        "teacher": teacher,
         "epoch": len(history),
         "history": history,
         "losses": [None if math.isnan(loss) else loss for loss in losses],

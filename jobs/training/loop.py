@@ -37,7 +37,6 @@ from jobs.training.lock import locked
 from jobs.training.oversampling import smote
 from jobs.training.plan import FIGURES, check, compile_steps, epochs, phase_of, phases
 from jobs.training.processes import StopSignal
-from jobs.training.teaching import lessons
 from model import checkpoint
 from model.labels import CLASSES
 from model.weights.source import read
@@ -108,11 +107,8 @@ def _train(
     # First of all: what cannot be had is to be said at once.
     source = read(config.init_from) if config.init_from and not checkpoint.steps(workdir) else None
     training, validation, resident = _read(config, devices)
-    targets, teacher = lessons(config, training, console)
     compiled = compile_steps(config, training.labels, devices, resident)
-    state, history, losses, origin = beginning.begin(
-        config, workdir, training.facts, compiled, source, teacher, console
-    )
+    state, history, losses, origin = beginning.begin(config, workdir, training.facts, compiled, source, console)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     left_out = f" ({training.left_out} left out by their names)" if config.data.leave_out else ""
     processes = f"{jax.process_count()} processes, " if jax.process_count() > 1 else ""
@@ -130,7 +126,7 @@ def _train(
         console.print(f"going on after epoch {len(history)} of {epochs(config)}{into}")
 
     state = steps.replicate(state, devices)
-    feed = _feed(training.images, targets, devices, resident, workers())
+    feed = _feed(training.images, one_hot(training.labels), devices, resident, workers())
     # Too short for processes to be worth their start.
     evaluation_feed = _feed(validation.images, one_hot(validation.labels), devices, resident, 0)
     measure = functools.partial(
@@ -197,7 +193,7 @@ def _train(
             writer.save(
                 int(state.step),
                 state.ema,
-                beginning.meta(config, training.facts, history, losses, origin, teacher),
+                beginning.meta(config, training.facts, history, losses, origin),
                 train={"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state},
                 # Only whole epochs were evaluated; any other step is there to go on from.
                 score=-math.inf if losses else scores[-1],

@@ -69,7 +69,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "temperature": (0.01, 10),
     "mixup_alpha": (0, 100),
     "label_smoothing": (0, 0.999),
-    "teacher_share": (0, 1),
     "head_l2": (0, math.inf),
     "optimizer.learning_rate": (0, 1000),
     "optimizer.warmup_epochs": (0, math.inf),
@@ -150,8 +149,6 @@ def check(config: ConfigDict) -> None:
         low, high = BOUNDS.get(field, (value, value))
         if not low <= value <= high:
             raise UsageError(f"config.{name} is {value}; it must be from {low} to {high}")
-    if config.teacher and config.objective == "contrastive":
-        raise UsageError(f"config.teacher is {config.teacher!r}; without labels there is nothing that it could teach")
     try:
         re.compile(config.data.leave_out)
     except re.error as error:
