@@ -135,7 +135,7 @@ def test_the_last_bundled_run_can_be_gone_on_with():
     made.update_from_flattened_dict(
         {name: meta["config"][name] for name in ("seed", "epochs", "init_from", "mixup_alpha")}
     )
-    for name in ("learning_rate", "warmup_epochs"):  # as configs/cnn.py tells
+    for name in ("learning_rate", "warmup_epochs"):  # as docs/experiments.md tells
         made.optimizer[name] = meta["config"]["optimizer"][name]
     assert set(beginning.changes(made, meta)) == {"data.dir"}
 
