@@ -13,7 +13,7 @@ from model.calibration import SMALLEST, rescale
 from model.labels import CLASSES, NORMAL
 from model.outliers import Member, Outliers, thumbnails
 
-COVERAGE = 0.9  # share of the validation films that are decided; the least sure of the others are *uncertain*
+UNDECIDED = 0.1  # share of the validation films, the least sure ones, that are *uncertain*
 FALSE_REFUSALS = 0.01  # share of the validation films that are called unlike the training films
 SENSITIVITY, SPECIFICITY = 0.98, 0.95  # at least, of the operating points `screening` and `specific`
 COMPONENTS = 128  # of the features that the Gaussians are fitted to, at most
@@ -24,8 +24,8 @@ def temperature(
 ) -> tuple[float, tuple[float, float, float]]:
     """The temperature, and with a prior the bias, that make the log loss least (Guo et al. 2017, section 4.2).
 
-    The targets are those of a class's films and one more of each class (Platt 1999, section 2.2): where no film is
-    wrong, probabilities would otherwise be driven to 0 and 1.
+    The targets are those of a class's films and three more, shared among the classes alike or by the prior (Platt 1999,
+    section 2.2): where no film is wrong, probabilities would otherwise be driven to 0 and 1.
 
     Args:
       labels: (N,) int, with every class.
@@ -38,7 +38,8 @@ def temperature(
     """
     counts = np.bincount(labels, minlength=len(CLASSES))
     weights = as_often(labels, prior) / len(labels)
-    targets = (np.eye(len(CLASSES)) * counts + 1) / (counts + len(CLASSES))[:, None]  # (class, probabilities)
+    more = np.ones(len(CLASSES)) if prior is None else len(CLASSES) * np.asarray(prior)
+    targets = (np.eye(len(CLASSES)) * counts + more) / (counts + len(CLASSES))[:, None]  # (class, probabilities)
     targets = targets[labels] * weights[:, None]  # (N, 3)
 
     def unpack(parameters: np.ndarray) -> tuple[float, tuple[float, float, float]]:
@@ -90,11 +91,11 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
 
 
 def confidence(probabilities: np.ndarray, weights: np.ndarray) -> float:
-    """The top probability that COVERAGE of the films reach, each counted as often as `weights` (N,) says."""
+    """The top probability that all but UNDECIDED of the films reach, each counted as often as `weights` (N,) says."""
     top = probabilities.max(axis=1)
     order = np.argsort(top)
     below = np.cumsum(weights[order]) / weights.sum()
-    first = int(np.searchsorted(below, 1 - COVERAGE, side="right"))  # that is decided
+    first = int(np.searchsorted(below, UNDECIDED, side="right"))  # that is decided
     # Halfway between films, or the last bit of a film's probability would decide about it.
     return float(top[order[max(0, first - 1) : first + 1]].mean())
 

@@ -162,9 +162,12 @@ def equal_width(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
 
 
 def equal_mass(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """(N,) the bin, all of as many films, that the top probability is in (Nguyen and O'Connor 2015)."""
-    ranks = np.argsort(np.argsort(probabilities.max(axis=1), kind="stable"), kind="stable")
-    return ranks * bins // len(ranks)
+    """(N,) the bin, all of as many films, that the top probability is in (Nguyen and O'Connor 2015).
+
+    Films of one probability are in one bin, so that their order says nothing.
+    """
+    top = probabilities.max(axis=1)
+    return np.searchsorted(np.sort(top), top) * bins // len(top)
 
 
 def _calibration_error(

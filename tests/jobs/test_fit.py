@@ -62,6 +62,14 @@ def test_a_stated_prior_is_met():
     assert temperature == pytest.approx(1, rel=0.05) and sum(bias) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("prior", [(0.9, 0.06, 0.04), (0.98, 0.01, 0.01), (0.999, 0.0005, 0.0005)])
+def test_a_rare_class_stays_rare_where_films_are_few(prior):
+    labels, probabilities = LABELS[:600], TRUE[:600]
+    fitted = rescale(probabilities, *fit.temperature(labels, probabilities, prior))
+    often = fit.as_often(labels, prior)
+    np.testing.assert_allclose(often @ fitted / often.sum(), prior, rtol=0.02)
+
+
 def test_the_operating_points_hold_what_they_promise():
     points = fit.operating_points(LABELS, TRUE)
     ill, pneumonia = LABELS != 0, 1 - TRUE[:, 0]
@@ -99,6 +107,9 @@ def test_a_tenth_is_left_undecided():
     often = np.where(LABELS == 0, 5.0, 1.0)
     assert often[top >= fit.confidence(TRUE, often)].sum() / often.sum() == pytest.approx(0.9, abs=1e-3)
     assert fit.confidence(TRUE, often) != threshold
+    for count in (10, 20, 50, 100):
+        few = TRUE[:count]
+        assert (few.max(axis=1) >= fit.confidence(few, once[:count])).sum() == count * 9 // 10
 
 
 def test_films_count_as_often_as_their_class_is_there():

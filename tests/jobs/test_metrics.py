@@ -151,3 +151,10 @@ def test_brier_and_equal_mass_by_hand():
     assert measured["brier"] == pytest.approx(np.mean(squares))
     # Fewer films than bins: each is a bin of its own.
     assert measured["ece_equal_mass"] == pytest.approx(np.mean([0.2, 0.6, 0.3, 0.1]))
+
+
+def test_the_order_of_equally_sure_answers_is_nothing():
+    sure = np.repeat([[0.6, 0.3, 0.1], [0.8, 0.1, 0.1]], 60, axis=0)
+    labels = np.arange(120) % 2  # half of them right
+    for rows in (np.arange(120), np.argsort(labels, kind="stable")):
+        assert metrics.score(labels[rows], sure[rows])["ece_equal_mass"] == pytest.approx((0.1 + 0.3) / 2)
