@@ -44,7 +44,7 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
 
     Raises:
       CheckpointError: nothing in a source can be loaded, or its members are no ensemble.
-      JobError: `out` holds something that is no bundle.
+      JobError: `out` holds something that is no bundle, or one of the sources.
     """
     loaded = [
         checkpoint.load(folder, "latest" if latest else "best")
@@ -55,11 +55,12 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     if len(sources) == 1 and not latest:  # what was calibrated is the best
         calibration = Calibration.read(sources[0], [checkpoint.weights_digest(member.meta) for member in loaded])
     Predictor(loaded)  # or it could not be opened
-    # What is not numbered or known was put there by somebody; it is not ours to replace.
-    strangers = [e.name for e in out.iterdir() if not _is_ours(e)] if out.exists() else []
-    if strangers or out.resolve() in [source.resolve() for source in sources]:
-        reason = f"it holds {', '.join(sorted(strangers)[:3])}" if strangers else "it is the source"
-        raise JobError(f"{out} would be replaced, but {reason}; give another --out")
+    # What is no part of a bundle was put there by somebody; it is not ours to replace.
+    strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
+    within = [source for source in sources if out.resolve() in (source.resolve(), *source.resolve().parents)]
+    if strangers or within:
+        held = f"{within[0]}, a source" if within else ", ".join(sorted(strangers)[:3])
+        raise JobError(f"{out} would be replaced, but it holds {held}; give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundling-", dir=out.parent) as scratch:
         new = Path(scratch) / "new"
@@ -87,11 +88,14 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
 
 
 def _is_ours(entry: Path) -> bool:
-    return (
-        entry.name.isdigit()
-        or entry.name.startswith(checkpoint.MEMBER)
-        or entry.name in (FILE, checkpoint.ATTRIBUTION, cards.FILE)
-    )
+    """Whether a bundle has such a part: a step that cannot be gone on with, a member of such, or a file of ours."""
+    if checkpoint.member_number(entry):
+        return all(_is_step(within) for within in entry.iterdir())
+    return entry.name in (FILE, checkpoint.ATTRIBUTION, cards.FILE) or _is_step(entry)
+
+
+def _is_step(entry: Path) -> bool:
+    return entry.name.isdigit() and (entry / "meta").is_dir() and not (entry / "train").exists()
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

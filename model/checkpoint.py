@@ -271,9 +271,24 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
 
 
 def member_folders(directory: Path) -> list[Path]:
-    """The folders of an ensemble's members, in order; those of a checkpoint alone are itself."""
-    found = {int(path.name.removeprefix(MEMBER)): path for path in Path(directory).glob(f"{MEMBER}[0-9]*")}
+    """The folders of an ensemble's members, in order; those of a checkpoint alone are itself.
+
+    Raises:
+      CheckpointError: a member is missing.
+    """
+    found = {number: path for path in Path(directory).glob(f"{MEMBER}*") if (number := member_number(path))}
+    if missing := set(range(1, max(found, default=0))) - found.keys():
+        raise CheckpointError(
+            f"{directory} holds {MEMBER}{max(found)}, but no {MEMBER}{min(missing)}: its answer would be that of fewer "
+            "networks; put it back, or make another ensemble: python jobs/bundle.py"
+        )
     return [found[number] for number in sorted(found)] or [Path(directory)]
+
+
+def member_number(path: Path) -> int:
+    """Which member of an ensemble a folder is, from 1; 0 for all others."""
+    number = path.name.removeprefix(MEMBER)
+    return int(number) if path.name != number and number.isdecimal() and path.is_dir() else 0
 
 
 def set_aside_damaged(directory: Path, verified: int) -> list[Path]:

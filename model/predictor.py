@@ -85,16 +85,7 @@ class Predictor:
                 if of(meta) != wanted:
                     raise checkpoint.CheckpointError(f"a checkpoint's {what} is {of(meta)}; {wanted} is needed")
         self.storage_size: int = self.meta["storage_size"]
-        self.members = tuple(
-            Member(
-                registry.build(m["architecture"], m["options"]),
-                m["image_size"],
-                m.get("side", 1.0),
-                m.get("mean"),
-                m.get("std"),
-            )
-            for m in self.metas
-        )
+        self.members = tuple(map(_member, self.metas))
         self.variables = jax.device_put(
             [_fit(member, one.variables) for member, one in zip(self.members, loaded, strict=True)]
         )
@@ -226,6 +217,17 @@ def _dataset(meta: Mapping[str, Any]) -> str:
     """What a network was trained on, in short."""
     dataset = meta.get("dataset")
     return f"{dataset['name']} ({dataset['fingerprint'][:12]})" if dataset else "unknown"
+
+
+def _member(meta: Mapping[str, Any]) -> Member:
+    """The network that a checkpoint is of; CheckpointError where there is no such one here."""
+    try:
+        module = registry.build(meta["architecture"], meta["options"])
+    except ValueError as error:
+        raise checkpoint.CheckpointError(
+            f"a checkpoint of step {meta['step']} is of another version: {error}"
+        ) from error
+    return Member(module, meta["image_size"], meta.get("side", 1.0), meta.get("mean"), meta.get("std"))
 
 
 def _fit(member: Member, variables: Any) -> Any:

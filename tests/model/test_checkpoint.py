@@ -142,3 +142,16 @@ def test_trees_become_names_and_back():
     assert {name: array.shape for name, array in arrays.items()} == {"a/0": (), "b/0": (3,), "b/1/c": (2, 1)}
     again = checkpoint.from_arrays(tree, dict(reversed(arrays.items())))
     assert again["b"][0].tolist() == [0, 1, 2] and again["b"][1]["c"].tolist() == [[1], [1]] and again["a"][0] == 2
+
+
+def test_members_are_taken_by_number_and_all_of_them(tmp_path):
+    assert checkpoint.member_folders(tmp_path) == [tmp_path]
+    for number in range(1, 12):
+        (tmp_path / f"member-{number}").mkdir()
+    for other in ("member-2-old", "member-", "member-x", "member-0"):
+        (tmp_path / other).mkdir()
+    (tmp_path / "member-12").write_text("a file")
+    assert checkpoint.member_folders(tmp_path) == [tmp_path / f"member-{number}" for number in range(1, 12)]
+    (tmp_path / "member-3").rename(tmp_path / "elsewhere")
+    with pytest.raises(checkpoint.CheckpointError, match="holds member-11, but no member-3: "):
+        checkpoint.member_folders(tmp_path)
