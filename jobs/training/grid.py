@@ -100,6 +100,10 @@ def resolve(name: str, fields: Sequence[str]) -> str:
 def _value(text: str, field: str, default: Any) -> Any:
     """`text` as a value of the type that `default` has."""
     kind = type(default)
+    if kind is list:
+        raise UsageError(
+            f"--grid has {field}, which is a list; give a field of one of its entries, such as {field}[0].epochs"
+        )
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]

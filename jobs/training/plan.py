@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -161,6 +162,13 @@ def check(config: ConfigDict) -> None:
     if fold >= max(folds, 1):
         cure = f"it must be from 0 to {folds - 1}" if folds else "it needs config.data.folds, which is 0"
         raise UsageError(f"config.data.fold is {fold}; {cure}")
+    for one in phases(config):
+        if one.warmup_epochs >= one.epochs:
+            raise UsageError(
+                f"a warm-up of {one.warmup_epochs:g} epochs leaves nothing of a run or phase of {one.epochs}; "
+                "lower warmup_epochs or raise epochs"
+            )
+    _network(config)
 
 
 def compile_steps(
@@ -185,16 +193,7 @@ def compile_steps(
     order = Order(tuple(labels.tolist()), config.seed, config.global_batch_size, balance == "sampling")
     share = config.global_batch_size // len(devices)
     synced = share < SYNC_BELOW if config.sync_batch_norm == "auto" else config.sync_batch_norm == "true"
-    try:
-        module = registry.build(
-            config.model.architecture,
-            config.model.options.to_dict(),
-            config.dtype,
-            axis_name=steps.AXIS,
-            sync_batch_norm=synced,
-        )
-    except ValueError as error:
-        raise UsageError(f"config.model: {error}") from error
+    module = _network(config, axis_name=steps.AXIS, sync_batch_norm=synced)
     size = config.data.image_size
     train_size, strength = config.data.train_size or size, config.augment.to_dict()
     variables = steps.create_variables(module, config.seed, size)
@@ -253,6 +252,13 @@ def compile_steps(
         eval_step=steps.make_eval_step(answer, size, config.data.side, devices, resident),
         synced=synced,
     )
+
+
+def _network(config: ConfigDict, **parallel: Any) -> nn.Module:
+    try:
+        return registry.build(config.model.architecture, config.model.options.to_dict(), config.dtype, **parallel)
+    except ValueError as error:
+        raise UsageError(f"config.model: {error}") from error
 
 
 def _begin(optimizer: optax.GradientTransformation, trained: frozenset[str], params: Any) -> optax.OptState:

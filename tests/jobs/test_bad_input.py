@@ -58,7 +58,7 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'; known: adamw, sgd"),
         ({"optimizer.schedule": "linear"}, "config.optimizer.schedule is 'linear'; known: cosine, constant"),
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
-        ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 6 steps leaves nothing of a run or phase of 6; lower warmup"),
+        ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower warmup"),
         ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
         ({"data.leave_out": "(a"}, "config.data.leave_out is '(a', which is no regular expression: missing )"),
         ({"global_batch_size": 49}, "a global batch of 49 is more than the 48 training films"),

@@ -254,7 +254,7 @@ def test_only_the_last_phase_stops_early(phantom_data, tmp_path):
         ("epochs", 0, r"config.phases\[1\].epochs is 0; it must be from 1 to inf"),
         ("learning_rate", -1.0, r"config.phases\[1\].learning_rate is -1.0; it must be from 0 to 1000"),
         ("layer_decay", 1.5, r"config.phases\[1\].layer_decay is 1.5; it must be from 0.01 to 1"),
-        ("warmup_epochs", 3.0, "a warm-up of 9 steps leaves nothing of a run or phase of 9; lower warmup_epochs"),
+        ("warmup_epochs", 3.0, "a warm-up of 3 epochs leaves nothing of a run or phase of 3; lower warmup_epochs"),
         ("schedule", "linear", r"config.phases\[1\].schedule is 'linear'; known: cosine, constant"),
         ("trainable", "stage7+", "no parameter is 'stage7\\+'; known: all, stem, stage1, stage2, head"),
     ],

@@ -64,6 +64,10 @@ def test_fields_are_named_by_path_end_or_part():
         ("epochs=1;epochs=2", "--grid has epochs twice; give all of its values at once, separated by commas"),
         ("metric=val_loss", "--grid has select.metric, which ranks the runs; set it for all: --config.select.metric="),
         (" ; ", "--grid is empty; give fields and values"),
+        (
+            "phases=abc",
+            "--grid has phases, which is a list; give a field of one of its entries, such as phases[0].epochs",
+        ),
     ],
 )
 def test_grids_that_cannot_be_meant(typed, message):
@@ -77,9 +81,18 @@ def test_grids_that_cannot_be_meant(typed, message):
     assert message in str(error.value)
 
 
-def test_values_out_of_bounds_are_refused_before_anything_is_trained(phantom_data, tmp_path):
-    cells = grid.plan(tiny(phantom_data), tmp_path, {"mixup_alpha": [0.0, -1.0]})
-    with pytest.raises(UsageError, match=r"config.mixup_alpha is -1.0; it must be from 0 to 100"):
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"mixup_alpha": [0.0, -1.0]}, r"config.mixup_alpha is -1.0; it must be from 0 to 100"),
+        ({"optimizer.warmup_epochs": [0.0, 2.0]}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower"),
+        ({"model.architecture": ["cnn", "resnet"]}, "config.model: unknown option .*widths of resnet"),
+        ({"model.options.widths": [(4,), (4, 8)]}, r"config.model: widths \(4, 8\) and blocks \(1,\) differ in length"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_refused_before_anything_is_trained(phantom_data, tmp_path, typed, message):
+    cells = grid.plan(tiny(phantom_data, epochs=2), tmp_path, typed)
+    with pytest.raises(UsageError, match=message):
         runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=io.StringIO()))
     assert list(tmp_path.iterdir()) == []
 
