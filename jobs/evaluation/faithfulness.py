@@ -208,10 +208,19 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
         yield name, _of_curves(deletion_and_insertion(ask, images, labels, maps))
 
 
+def points_into(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
+    """(N,) bool whether each map (N, S, S) peaks inside the lesion (N, S, S) bool; a blank one points nowhere.
+
+    This is the pointing game (Zhang et al. 2018, section 4.2).
+    """
+    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
+    return lesions.reshape(len(lesions), -1)[np.arange(len(maps)), peaks] & (maps.max(axis=(1, 2)) > 0)
+
+
 def on_lesions(
     predictor: Predictor, images: np.ndarray, labels: np.ndarray, masks: np.ndarray, method: str
 ) -> dict[str, np.ndarray]:
-    """Whether a map peaks inside the lesion (Zhang et al. 2018, section 4.2), and the share of its energy there.
+    """The pointing game, and the share of a map's energy inside the lesion.
 
     Args:
       predictor: the model.
@@ -228,9 +237,7 @@ def on_lesions(
         return {}
     maps, lesions = _maps(predictor, images[ill], labels[ill], method), masks[ill]
     found = {name: np.full(len(masks), np.nan) for name in ("pointing_game", "energy_in_lesion")}
-    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
-    pointed = lesions.reshape(len(lesions), -1)[np.arange(len(maps)), peaks]
-    found["pointing_game"][ill] = pointed & (maps.max(axis=(1, 2)) > 0)
+    found["pointing_game"][ill] = points_into(maps, lesions)
     energy = np.maximum(maps.sum(axis=(1, 2)), 1e-12)
     found["energy_in_lesion"][ill] = (maps * lesions).sum(axis=(1, 2)) / energy
     return found

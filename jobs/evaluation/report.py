@@ -13,7 +13,7 @@ from rich.progress import track
 
 from jobs import whole
 from jobs.datasets.films import Split
-from jobs.evaluation import decisions, examine, metrics, plots, predictions
+from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
 from model.gradcam import upsample
 from model.labels import CLASSES
@@ -62,7 +62,6 @@ def write(
     uncalibrated = np.concatenate(before).astype(float)
     probabilities = np.asarray([answer.probabilities for answer in answers]).astype(float)
     heatmaps = np.asarray([answer.heatmaps for answer in answers])  # (N, 3, h, w)
-    blank = np.asarray([answer.blank for answer in answers])  # (N, 3)
     assert len(probabilities) == len(split.labels)
 
     measured = {
@@ -99,7 +98,7 @@ def write(
         )
         measured["decisions"] = {"prevalence": prevalence, **figures, "intervals": their_intervals}
     if split.masks is not None:
-        hits = pointing_game(heatmaps, blank, split.masks, split.labels)
+        hits = pointing_game(heatmaps, split.masks, split.labels)
         measured["pointing_game"], measured["intervals"]["pointing_game"] = estimate(
             lambda weights: metrics.each(hits, lambda of_class: mean(of_class, weights)), split.patients
         )
@@ -120,16 +119,18 @@ def write(
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }
+    of_full: dict[str, Callable[[Path], Any]] = {
+        "shifts.png": lambda path: plots.shift_curves(measured["shifts"], path),
+        "maps.png": lambda path: plots.map_methods(measured["maps"], path),
+    }
     if full:
-        parts |= {
-            "shifts.png": lambda path: plots.shift_curves(measured["shifts"], path),
-            "maps.png": lambda path: plots.map_methods(measured["maps"], path),
-        }
+        parts |= of_full
     # What is in the folder belongs together: metrics.json goes first and comes back last.
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
         for name, make in parts.items():
             make(Path(scratch) / name)
-        (out / "metrics.json").unlink(missing_ok=True)
+        for name in ("metrics.json", *of_full):
+            (out / name).unlink(missing_ok=True)
         for name in parts:
             (Path(scratch) / name).replace(out / name)
     with whole(out / "metrics.json") as path:
@@ -144,20 +145,15 @@ def provenance(predictor: Predictor, split: Split, split_name: str) -> str:
     return TRAINED_ON if split_name == "train" else HELD_OUT
 
 
-def pointing_game(
-    heatmaps: np.ndarray, blank: np.ndarray, masks: np.ndarray, labels: np.ndarray
-) -> dict[str, np.ndarray]:
-    """By class (N,) whether a film's map of it peaks inside the lesion (Zhang et al. 2018, section 4.2).
+def pointing_game(heatmaps: np.ndarray, masks: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """By class (N,) whether a film's map of it, upsampled to the film as a reader sees it, peaks inside the lesion.
 
-    The map is upsampled bilinearly to the film first, as a reader sees it. A blank map is a miss; films of other
-    classes and without a lesion are NaN.
+    Films of other classes and without a lesion are NaN.
     """
     hits = {name: np.full(len(labels), np.nan) for name in CLASSES}
     for index in np.flatnonzero(masks.any(axis=(1, 2))):
-        label = labels[index]
-        map_px = upsample(heatmaps[index, label], *masks.shape[1:])
-        peak = np.unravel_index(map_px.argmax(), map_px.shape)
-        hits[CLASSES[label]][index] = masks[index][peak] and not blank[index, label]
+        as_seen = upsample(heatmaps[index, labels[index]], *masks.shape[1:])
+        hits[CLASSES[labels[index]]][index] = faithfulness.points_into(as_seen[None], masks[index][None])[0]
     return hits
 
 
