@@ -85,6 +85,11 @@ def walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def printable(path: Path) -> str:
+    """A path as text for people and files: bytes that are no UTF-8, as old archives have them, as \\xNN."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block has succeeded: all of a file, or none."""

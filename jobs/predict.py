@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import UsageError, run, walk
+from jobs import UsageError, printable, run, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -44,7 +44,7 @@ def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     out.parent.mkdir(parents=True, exist_ok=True)
     decisions: Counter[str] = Counter()
-    with out.open("w", newline="") as table:
+    with whole(out) as path, path.open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
         writer.writerow(COLUMNS)
         for file in track(files, "reading films", transient=True):
@@ -52,7 +52,7 @@ def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
             decisions[answer.decision] += 1
             numbers = ("",) * len(CLASSES) if answer.probabilities is None else answer.probabilities
             cells = (f"{number:.7f}" if number != "" else "" for number in numbers)
-            writer.writerow((file, answer.decision, *cells, answer.reason))
+            writer.writerow((printable(file), answer.decision, *cells, answer.reason))
     return decisions
 
 

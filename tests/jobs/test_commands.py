@@ -179,9 +179,22 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     assert np.mean(right) == pytest.approx(measured["accuracy"])
 
 
-def test_evaluate_says_which_split_is_absent(run, kaggle, tmp_path):
-    result = job("evaluate", "--checkpoint", run, "--split", "test", "--data_dir", tmp_path, "--out", tmp_path / "o")
-    assert result.returncode == 1 and "no prepared phantom data" in result.stderr
+def test_evaluate_says_which_split_is_absent(run, tmp_path):
+    arguments = ("--checkpoint", run, "--split", "test", "--data_dir", tmp_path, "--out", tmp_path / "o")
+    assert "no prepared phantom data" in job("evaluate", *arguments).stderr
+    films = [film(index) for index in range(6)]
+    write(Phantom, {"train": films[:3], "validation": films[3:]}, tmp_path, "phantom")
+    result = job("evaluate", *arguments)
+    assert result.returncode == 1 and "no 'test' split (it has: train, validation)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_shorter_report_leaves_no_plot_of_a_longer_one(run, phantom_data, tmp_path):
+    for name in ("shifts.png", "maps.png", "notes.txt"):
+        (tmp_path / name).write_text("of other weights")
+    done(job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path))
+    assert not (tmp_path / "shifts.png").exists() and not (tmp_path / "maps.png").exists()
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_bundle_is_slim_whole_and_attributed(run, bundle):
@@ -336,6 +349,26 @@ def test_a_bundle_replaces_nothing_that_is_not_one(run, tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_bundle_replaces_no_folder_of_years_no_member_in_training_and_no_source(run, bundle, tmp_path):
+    (tmp_path / "films/2023").mkdir(parents=True)
+    (tmp_path / "films/2023/a.png").write_text("a film")
+    shutil.copytree(run, tmp_path / "cv/member-1")
+    shutil.copytree(bundle, tmp_path / "ensemble/member-1")
+    (tmp_path / "list/member-2.csv").parent.mkdir()
+    (tmp_path / "list/member-2.csv").write_text("a list")
+    before = sorted(tmp_path.rglob("*"))
+    for source, out, held in (
+        (run, "films", "2023"),
+        (run, "cv", "member-1"),
+        (run, "list", "member-2.csv"),
+        (tmp_path / "ensemble/member-1", "ensemble", f"{tmp_path / 'ensemble/member-1'}, a source"),
+    ):
+        result = job("bundle", "--checkpoint", source, "--out", tmp_path / out)
+        assert result.returncode == 1 and f"{out} would be replaced, but it holds {held};" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    done(job("bundle", "--checkpoint", run, "--out", tmp_path / "ensemble"))  # a bundle alone
+
+
 def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     films = tmp_path / "films"
     (films / "deep").mkdir(parents=True)
@@ -367,6 +400,18 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     assert row["decision"] == served.decision
     written = [float(row[name]) for name in ("normal", "bacterial", "viral")]
     np.testing.assert_allclose(written, served.probabilities, atol=1e-6)
+
+
+def test_names_of_an_old_archive_are_rows_and_a_table_is_replaced_whole(bundle, tmp_path):
+    (tmp_path / "films").mkdir()
+    for name in (b"r\xf6ntgen.png", "röntgen.png".encode()):
+        with (tmp_path / "films" / os.fsdecode(name)).open("wb") as file:
+            Image.fromarray(draw(1).image).save(file, "PNG")
+    done(job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", tmp_path / "films"))
+    rows = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
+    assert [Path(row["file"]).name for row in rows] == ["röntgen.png", "r\\xf6ntgen.png"]
+    assert all(row["normal"] for row in rows)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.csv"]
 
 
 def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):

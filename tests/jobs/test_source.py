@@ -1,5 +1,6 @@
 """Sources of every layout, sorted; what cannot be used, set aside with its reason; what cannot be, refused."""
 
+import os
 import shutil
 import zipfile
 from collections import Counter
@@ -84,6 +85,15 @@ def test_three_folders(tmp_path, names):
     assert found.unknown_patients == 12
     # The same file name in three folders is three films.
     assert len({film.name for films in found.splits.values() for film in films}) == 12
+
+
+def test_names_that_are_no_text_become_some(tmp_path):
+    for seed, name in enumerate(("normal", "viral", "bacteria")):
+        for number in range(3):
+            put(tmp_path, os.fsdecode(b"%s/r\xf6ntgen %d.png" % (name.encode(), number)), jpeg(10 * seed + number))
+    found = sort(tmp_path)
+    names = {film.name for films in found.splits.values() for film in films}
+    assert len(names) == 9 and all("r\\xf6ntgen" in name and name.isascii() for name in names)
 
 
 def test_numbers_that_begin_anew_in_every_folder(tmp_path):

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from jobs import JobError, walk
+from jobs import JobError, printable, walk
 from jobs.datasets.films import Film, counts, png
 from jobs.datasets.splits import hold_out, patient_groups
 from model.labels import BACTERIAL, CLASSES, NORMAL, VIRAL
@@ -80,7 +80,7 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
     """
     if source.is_dir():
         paths = walk(source)
-        return len(paths), (File(path.relative_to(source).as_posix(), _read(path)) for path in paths)
+        return len(paths), (File(printable(path.relative_to(source)), _read(path)) for path in paths)
     if source.is_file() and zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
