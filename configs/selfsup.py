@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.global_batch_size = 256
     config.sync_batch_norm = "true"  # else the statistics of a device's share tell which views belong together
     config.data = cnn.get_config().data
-    config.data.balance = "none"  # which would look at the labels
+    config.data.balance, config.data.leave_out = "none", ""  # which would look at the labels
     config.model = cnn.get_config().model
     config.objective = "contrastive"
     # The best step is the one whose nearest neighbours agree most on the held-out films.

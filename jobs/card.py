@@ -4,9 +4,9 @@
     python jobs/evaluate.py --checkpoint runs/cnn --full --out runs/cnn/report
     python jobs/card.py --checkpoint runs/cnn
 
-The figures come from the checkpoint, its calibration, and the newest report of the same weights: that of --report, or
-else of CHECKPOINT/report or docs/report. The card follows Model Cards (Mitchell et al. 2019, section 4), the limits
-first, and ends with where it answers CLAIM and TRIPOD+AI.
+The figures come from the checkpoint, its calibration, and a report of the same weights: that of --report, or else of
+CHECKPOINT/report or docs/report, whichever has one first. The card follows Model Cards (Mitchell et al. 2019,
+section 4), the limits first, and ends with where it answers CLAIM and TRIPOD+AI.
 """
 
 from __future__ import annotations

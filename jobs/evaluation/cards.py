@@ -227,7 +227,7 @@ def _evaluation_data(measured: Mapping[str, Any]) -> str:
     )
     held_out = measured["films_are"] == HELD_OUT
     text += "none of them in training." if held_out else f"{APART}: whether a patient is in both was not checked."
-    if measured["split"] == "validation":
+    if measured["split"] == "validation" and held_out:
         text += (
             " The checkpoint and the thresholds were chosen on it, which flatters the figures a little. Training, "
             "calibration and this report read no film of a test split."
@@ -242,10 +242,20 @@ def _training_data(predictor: Predictor) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in train["classes"].items())
     return (
         f"The train split of `{dataset['name']}`: {train['films']} films of {train['patients']} patients ({counts}). "
-        f"{dataset['citation'] or 'Drawn by a program'}. Licence {dataset['license']}. Fingerprint of the prepared "
-        f"data: `{dataset['fingerprint'][:16]}`. Preparing lets no file and no patient be in two splits, as far as the "
-        "names of files tell patients; a film whose name tells none counts as a patient of its own."
+        f"{_left_out(predictor.metas)}{dataset['citation'] or 'Drawn by a program'}. Licence {dataset['license']}. "
+        f"Fingerprint of the prepared data: `{dataset['fingerprint'][:16]}`. Preparing lets no file and no patient be "
+        "in two splits, as far as the names of files tell patients; a film whose name tells none counts as a patient "
+        "of its own."
     )
+
+
+def _left_out(metas: Sequence[Mapping[str, Any]]) -> str:
+    """Which members did not learn all of the films."""
+    numbers = [str(number_of) for number_of, meta in enumerate(metas, 1) if meta["config"]["data"].get("leave_out")]
+    if not numbers:
+        return ""
+    who = f"member{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}" if len(metas) > 1 else "the network"
+    return f"Of these {who} did not learn the ones that are said under Model details to be left out. "
 
 
 def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str:

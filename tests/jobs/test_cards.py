@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from jobs.evaluation import cards, intervals, metrics
+from jobs.evaluation.report import APART
 from model import checkpoint
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
@@ -90,8 +91,10 @@ def test_the_card_claims_no_more_than_is_known(reported):
     assert "Training, calibration and this report read no film of a test split." in text
     assert "a film whose name tells none counts as a patient of its own." in text
     assert "CLAIM is that of 2020, with 42 items" in text
-    measured["split"] = "test"
-    assert "read no film of a test split" not in cards.card(predictor, measured, reported / "report")
+    assert "The checkpoint and the thresholds were chosen on it" in text
+    for change in ({"split": "test"}, {"films_are": APART}):
+        text = cards.card(predictor, measured | change, reported / "report")
+        assert "read no film of a test split" not in text and "chosen on it" not in text
 
 
 def test_guidelines_are_answered_item_by_item():
@@ -137,7 +140,7 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     loaded = [checkpoint.load(reported) for _ in range(2)]
     calibration = Predictor.open(reported).calibration
     alike = cards.card(Predictor(loaded, calibration), measured, reported / "report")
-    assert "Training: adamw" in alike and "of member 2" not in alike
+    assert "Training: adamw" in alike and "of member 2" not in alike and "did not learn" not in alike
     loaded[1].meta["config"]["mixup_alpha"] = 0.7
     loaded[1].meta["config"]["data"]["leave_out"] = "person[12]_"
     text = cards.card(Predictor(loaded, calibration), measured, reported / "report")
@@ -145,3 +148,4 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     assert "mixup 0.7," in second and "mixup 0.7," not in first
     told = "The films with `person[12]_` in their names were left out."
     assert second.startswith(told) and "left out" not in first
+    assert "Of these member 2 did not learn the ones that are said under Model details to be left out." in text
