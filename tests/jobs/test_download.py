@@ -109,6 +109,13 @@ def test_a_changed_archive_is_an_error(server, tmp_path):
         download.download(tmp_path / "d", url=server.url)
 
 
+def test_a_page_in_place_of_the_archive_is_not_kept(server, tmp_path):
+    server.data = b"<html>Please log in.</html>"
+    with pytest.raises(JobError, match="gave something that is no zip file; fetch it by other means and put it at"):
+        download.download(tmp_path / "d", url=server.url)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
 def test_no_network_names_the_file_and_its_place(tmp_path):
     with pytest.raises(
         JobError, match=r"or fetch http://127.0.0.1:9/x by other means and put it at .*ChestXRay2017.zip"

@@ -216,16 +216,37 @@ def test_no_source(tmp_path):
         sort(tmp_path / "absent")
 
 
-def test_a_damaged_member_of_a_zip_is_set_aside(kaggle, tmp_path):
-    archive = tmp_path / "films.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_a_zip_is_set_aside(kaggle, tmp_path, compression):
+    archive, damaged = tmp_path / "films.zip", "train/NORMAL/IM-0003-0001.jpeg"
+    with zipfile.ZipFile(archive, "w", compression) as file:
         for path in kaggle.rglob("*.jpeg"):
             file.write(path, path.relative_to(kaggle))
+        at = file.getinfo(damaged)
     data = bytearray(archive.read_bytes())
-    content = (kaggle / "train/NORMAL/IM-0003-0001.jpeg").read_bytes()
-    data[data.find(content) + len(content) // 2] ^= 0xFF
+    start = at.header_offset + 30 + len(damaged)
+    for place in range(start, start + at.compress_size):
+        data[place] ^= 0xFF
     archive.write_bytes(data)
-    assert list(aside(sort(archive))) == ["train/NORMAL/IM-0003-0001.jpeg"]
+    assert list(aside(sort(archive))) == [damaged]
+
+
+def test_a_zip_whose_list_of_files_is_damaged_is_refused(kaggle, tmp_path):
+    archive = tmp_path / "films.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, path.relative_to(kaggle))
+        start = file.start_dir
+    data = bytearray(archive.read_bytes())
+    data[start : start + 4] = b"PK??"
+    archive.write_bytes(data)
+    with pytest.raises(JobError, match=r"films.zip is a damaged zip file \(Bad magic number .*; fetch it again"):
+        sort(archive)
+
+
+def test_a_pipe_is_set_aside(kaggle):
+    os.mkfifo(kaggle / "train/NORMAL/IM-0999-0001.jpeg")
+    assert list(aside(sort(kaggle))) == ["train/NORMAL/IM-0999-0001.jpeg"]
 
 
 def test_progress_is_told(kaggle):

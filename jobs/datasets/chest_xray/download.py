@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def download(folder: Path, advance: Callable[[int, int], None] = lambda done, to
       The path of the archive.
 
     Raises:
-      JobError: no network (the message names the file to fetch by hand and where to put it), or a file that differs
-        from the record.
+      JobError: no network, or no zip file there (the message names the file to fetch by hand and where to put it), or
+        a file that differs from the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     archive, part, record = folder / ARCHIVE, folder / f"{ARCHIVE}.part", folder / f"{ARCHIVE}.json"
@@ -48,6 +49,9 @@ def download(folder: Path, advance: Callable[[int, int], None] = lambda done, to
                 f"the archive could not be fetched ({error}); run the same command again to go on, or fetch {url} "
                 f"by other means and put it at {archive}"
             ) from error
+        if not zipfile.is_zipfile(part):  # a page to log in by, say
+            part.unlink()
+            raise JobError(f"{url} gave something that is no zip file; fetch it by other means and put it at {archive}")
         part.replace(archive)
     measured = _measure(archive)
     if not record.exists():

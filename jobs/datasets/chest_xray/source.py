@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import re
 import zipfile
+import zlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,21 +77,27 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
     """How many files a folder or zip holds, and each of them, in order of path.
 
     Raises:
-      JobError: the source is neither.
+      JobError: the source is neither, or a zip whose list of files is damaged.
     """
     if source.is_dir():
         paths = walk(source)
         return len(paths), (File(printable(path.relative_to(source)), _read(path)) for path in paths)
     if source.is_file() and zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        try:
+            with zipfile.ZipFile(source) as archive:
+                names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        except (zipfile.BadZipFile, ValueError) as error:  # names that are no UTF-8 are a ValueError
+            raise JobError(
+                f"{source} is a damaged zip file ({error}); fetch it again, or give an unpacked folder"
+            ) from error
         return len(names), _members(source, names)
     raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # Reading a pipe would wait for ever.
+        return path.read_bytes() if path.is_file() else b""
     except OSError:
         return b""  # is then set aside as unreadable, like any other damaged file
 
@@ -100,7 +107,7 @@ def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
         for name in names:
             try:
                 data = archive.read(name)
-            except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
                 data = b""
             yield File(name, data)
 
