@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ class UsageError(JobError):
     """The command was typed in a way that cannot be meant."""
 
 
-def run(main: Callable[[list[str]], int | None], *mendable: type[Exception]) -> None:
-    """Runs a job: flags, then `main` with the words that are no flags.
+def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
+    """Runs a job: flags, then `main` with the words that are no flags; where it takes none, there may be none.
 
     Exit codes: 0 done (and --help), 2 a command that cannot be meant, 1 any error that `main` raises. JobError and the
     `mendable` errors are printed without a traceback.
@@ -58,7 +59,11 @@ def run(main: Callable[[list[str]], int | None], *mendable: type[Exception]) -> 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
-            sys.exit(main(argv[1:]))
+            words = argv[1:]
+            takes_words = inspect.signature(main).parameters
+            if words and not takes_words:
+                raise UsageError(f"{words[0]!r} is one word too many; a flag begins with --, and --help lists them")
+            sys.exit(main(words) if takes_words else main())
         except errors as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)

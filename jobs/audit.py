@@ -36,8 +36,7 @@ _SOURCE = flags.DEFINE_string("source", None, "A folder or zip of chest X-rays."
 _OUT = flags.DEFINE_string("out", "runs/audit", "The folder that audit.md and audit.png go into.")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     audit(Path(_SOURCE.value), Path(_OUT.value), Console())
 
 

@@ -34,8 +34,7 @@ _LATEST = flags.DEFINE_bool("latest", False, "Take the latest step of a run, not
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which the kernels are stored.")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     bundle([Path(source) for source in _CHECKPOINT.value], Path(_OUT.value), _LATEST.value, _DTYPE.value)
 
 

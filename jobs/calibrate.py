@@ -40,8 +40,7 @@ _PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral
 TOLD = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     calibrate(Path(_CHECKPOINT.value), Path(_DATA_DIR.value), _prior(_PRIOR.value))
 
 

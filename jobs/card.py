@@ -28,8 +28,7 @@ _REPORT = flags.DEFINE_string("report", None, "The folder that `evaluate.py --fu
 _OUT = flags.DEFINE_string("out", None, "The file to write; CHECKPOINT/MODEL_CARD.md where none is given.")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     directory = Path(_CHECKPOINT.value)
     predictor = Predictor.open(directory)
     if predictor.calibration is None:

@@ -40,8 +40,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds each fold is trained w
 flags.mark_flag_as_required("config")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value or f"runs/crossval-{Path(config_file).stem}")
     members = crossval.plan(_CONFIG.value, workdir, _FOLDS.value, _SEEDS.value)

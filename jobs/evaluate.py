@@ -42,8 +42,7 @@ _METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the 
 _UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, and gives operating points"
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     if _PREVALENCE.value is not None and not 0 <= _PREVALENCE.value <= 1:  # NaN, too, which the bounds of a flag let by
         raise UsageError(f"--prevalence={_PREVALENCE.value}: it must be from 0 to 1; give a share, such as 0.2")
     predictor = Predictor.open(Path(_CHECKPOINT.value))

@@ -50,9 +50,7 @@ TOLERANCE = 1e-4
 BATCHES = (1, 7)  # of random films, that they are compared on
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"{arguments[0]} is no flag; the checkpoint is --checkpoint, the file --out")
+def main() -> None:
     if Path(_OUT.value).suffix != f".{_FORMAT.value}":
         raise UsageError(f"--out={_OUT.value} must end in .{_FORMAT.value}")
     export(Path(_CHECKPOINT.value), _FORMAT.value, Path(_OUT.value))

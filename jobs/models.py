@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jobs import UsageError, run
+from jobs import run
 from model import registry
 from model.labels import CLASSES
 from model.weights.convert import SOURCES
@@ -50,9 +50,7 @@ class Row(NamedTuple):
     sources: tuple[str, ...]
 
 
-def main(arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"{arguments[0]!r} is one word too many; python jobs/models.py takes none")
+def main() -> None:
     console = Console()
     shown = [(name, options) for name in registry.ARCHITECTURES for options in ({}, *VARIANTS.get(name, ()))]
     console.print(table([describe(*each) for each in track(shown, "counting", console=console, transient=True)]))

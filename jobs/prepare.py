@@ -36,8 +36,7 @@ _SOURCE = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the prepared dataset goes.")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     prepare(_SOURCE.value, Path(_DATA_DIR.value), Console())
 
 

@@ -22,14 +22,14 @@ from model.weights import WeightsError
 flags.adopt_module_key_flags(train)
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     objective = flags.FLAGS.config.objective
     if objective != "contrastive":
         raise UsageError(
             f"config.objective is {objective!r}; this command is for 'contrastive', as in configs/selfsup.py. "
             "python jobs/train.py trains the others"
         )
-    return train.main(arguments)
+    return train.main()
 
 
 if __name__ == "__main__":

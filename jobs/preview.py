@@ -2,7 +2,7 @@
 
     python jobs/preview.py --config configs/cnn.py --out preview.png
 
-One row a film: the film as it is evaluated, then as seven training steps would see it, mixup aside.
+One row a film: the whole film, then as seven training steps would see it, mixup aside.
 Set the fields of config.augment on the command line and look again: --config.augment.rotation_degrees=30.
 """
 
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from jobs import run
 from jobs.datasets import films
 from jobs.training.augment import augment
+from jobs.training.plan import check
 from model.labels import CLASSES
 from model.preprocess import sample
 
@@ -31,8 +32,7 @@ ROWS_PER_CLASS, VIEWS = 3, 7
 GAP_PX, TITLE_PX = 4, 16
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     out = Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(_CONFIG.value).save(out)
@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
 
 def sheet(config: ConfigDict) -> Image.Image:
     """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
+    check(config)
     split = films.read(Path(config.data.dir), config.data.dataset, "train", leave_out=config.data.leave_out)
     size = config.data.train_size or config.data.image_size
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]

@@ -232,8 +232,7 @@ which is why they are resident wherever they fit.
 """
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     config = _CONFIG.value
     if _MEASURE.value:
         told = processes.settings(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, {})

@@ -36,8 +36,7 @@ _GRID = flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,VALUE",
 flags.mark_flag_as_required("config")
 
 
-def main(arguments: list[str]) -> None:
-    del arguments
+def main() -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or f"runs/sweep-{Path(config_file).stem}")
     cells = grid.plan(config, workdir, grid.parse(_GRID.value, config))

@@ -50,8 +50,7 @@ _STOPPED_EXIT_CODE = flags.DEFINE_integer(
 flags.mark_flag_as_required("config")
 
 
-def main(arguments: list[str]) -> int:
-    del arguments
+def main() -> int:
     told = processes.settings(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
     with processes.joined(told):
         finished = train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console())

@@ -354,6 +354,7 @@ def test_a_bundle_replaces_no_folder_of_years_no_member_in_training_and_no_sourc
     (tmp_path / "films/2023/a.png").write_text("a film")
     shutil.copytree(run, tmp_path / "cv/member-1")
     shutil.copytree(bundle, tmp_path / "ensemble/member-1")
+    (tmp_path / "ensemble/member-1/ATTRIBUTION.md").rename(tmp_path / "ensemble/ATTRIBUTION.md")
     (tmp_path / "list/member-2.csv").parent.mkdir()
     (tmp_path / "list/member-2.csv").write_text("a list")
     before = sorted(tmp_path.rglob("*"))
@@ -436,6 +437,28 @@ def test_evaluated_and_served_predictions_are_equal(run, phantom_data, tmp_path)
         Image.fromarray(draw(int(row["name"].split("_")[1])).image).save(buffer, "PNG")
         served = predictor.predict_file(buffer.getvalue()).probabilities
         np.testing.assert_allclose([float(row[name]) for name in ("normal", "bacterial", "viral")], served, atol=1e-6)
+
+
+def test_a_word_that_is_no_flag_is_not_passed_over(run, phantom_data, tmp_path):
+    config = ("--config", run.parent / "tiny.py")
+    for command in (
+        ("train", *config, "--workdir", tmp_path / "run", "config.epochs=3"),
+        ("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", "data2"),
+    ):
+        result = job(*command)
+        assert result.returncode == 2, result.stdout
+        assert (
+            result.stderr
+            == f"error: '{command[-1]}' is one word too many; a flag begins with --, and --help lists them\n"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_preview_refuses_what_cannot_be_trained(run, tmp_path):
+    result = job(
+        "preview", "--config", run.parent / "tiny.py", "--config.data.leave_out=(", "--out", tmp_path / "p.png"
+    )
+    assert result.returncode == 2 and "config.data.leave_out is '(', which is no regular expression" in result.stderr
 
 
 def test_preview_is_a_sheet_of_nine_rows(run, phantom_data, tmp_path):

@@ -292,7 +292,7 @@ def test_the_command_says_what_it_wrote_and_what_to_do_next(run, tmp_path):
         (("--format", "onnx", "--out", out), 2, f"--out={out} must end in .onnx"),
         (("--format", "h5", "--out", out), 2, "h5"),
         (("--format", "safetensors", "--out", out), 1, f"{out} is there already"),
-        (("--format", "safetensors", "--out", tmp_path / "x.safetensors", "extra"), 2, "extra is no flag"),
+        (("--format", "safetensors", "--out", tmp_path / "x.safetensors", "extra"), 2, "'extra' is one word too many"),
     ):
         result = job("export", "--checkpoint", run, *arguments)
         assert result.returncode == code and message in result.stderr and "Traceback" not in result.stderr

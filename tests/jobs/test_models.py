@@ -83,4 +83,4 @@ def test_the_command_shows_every_architecture():
     assert "none" in rows["cnn"]
     surplus = subprocess.run([*command, "resnet"], env=environment, capture_output=True, text=True, check=False)
     assert surplus.returncode == 2
-    assert surplus.stderr == "error: 'resnet' is one word too many; python jobs/models.py takes none\n"
+    assert surplus.stderr == "error: 'resnet' is one word too many; a flag begins with --, and --help lists them\n"
