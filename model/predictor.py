@@ -184,7 +184,7 @@ class Predictor:
         if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
             raise ValueError(
                 f"images are {images.shape} {images.dtype}; (N, {size}, {size}) uint8 is needed: "
-                "use Predictor.read, or prepare the data at that size"
+                "use Predictor.read, or films prepared by the version that it was trained with"
             )
         for start in range(0, len(images), BATCH_SIZE):
             batch = images[start : start + BATCH_SIZE]

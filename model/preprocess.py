@@ -45,7 +45,8 @@ def decode(data: bytes) -> Decoded:
       data: the whole file: PNG, JPEG, WebP, TIFF or BMP; any colour mode; 8, 12 or 16 bits, or float.
 
     Returns:
-      The film at its own size; EXIF orientation applied, transparency laid over black.
+      The film at its own size; EXIF orientation applied, transparency laid over black. Of several pages or pictures in
+      a file it is the first.
 
     Raises:
       ImageRefused: empty, truncated, of another format, too small or too large; the message names the value,

@@ -75,7 +75,8 @@ def _lay_out(predictor: Predictor) -> None:
         with gr.Column(scale=2, min_width=300):
             files = gr.File(label="Chest films", file_count="multiple", height=180, elem_id="films")
             gr.Markdown(
-                f"PNG, JPEG, WebP, TIFF or BMP, up to {UPLOAD_MB} MB each; deleted here after {KEPT_MINUTES} minutes.",
+                f"PNG, JPEG, WebP, TIFF (its first page) or BMP, up to {UPLOAD_MB} MB each; deleted here after "
+                f"{KEPT_MINUTES} minutes.",
             )
             button = gr.Button("Read the films", variant="primary", elem_id="read")
             gr.Markdown(
@@ -174,7 +175,13 @@ def read(predictor: Predictor, files: list[str] | None, progress=gr.Progress()) 
 
 
 def show(predictor: Predictor, films: list[str], chosen: int, method: str, opacity: float) -> tuple[str, Any, Any]:
-    """One of the films that were read: (its answer, whether there are pictures, the pictures)."""
+    """One of the films that were read: (its answer, whether there are pictures, the pictures).
+
+    Raises:
+      gr.Error: there are none any more: of a page that was left for an hour Gradio forgets what it held.
+    """
+    if chosen >= len(films):
+        raise gr.Error("This page was left for too long: send the films again.", print_exception=False)
     path = films[chosen]
     prediction = ask(predictor, path, method)
     card = words.answer(Path(path).name, prediction) + words.notices(predictor.meta)

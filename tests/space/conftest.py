@@ -28,8 +28,6 @@ def meta() -> dict:
         "classes": list(CLASSES),
         "image_size": 32,
         "storage_size": 64,
-        "mean": 0.48,
-        "std": 0.24,
         "config": {},
         "dataset": {
             "name": "chest_xray",

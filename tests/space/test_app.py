@@ -149,6 +149,11 @@ def test_refused_film_shows_its_reason_and_no_pictures(predictor, damaged):
     assert not where.visible and pictures == []
 
 
+def test_a_page_whose_films_were_forgotten_says_what_to_do(predictor):
+    with pytest.raises(gr.Error, match="This page was left for too long: send the films again."):
+        app.show(predictor, [], 0, "gradcam", 0.5)
+
+
 def test_upload_that_has_been_deleted_is_refused_with_the_cure(predictor, tmp_path):
     answer = app.ask(predictor, str(tmp_path / "gone.png"))
     assert answer.decision == "refused"
