@@ -8,8 +8,7 @@ model.safetensors from https://huggingface.co/timm/resnet50.a1_in1k elsewhere, a
     python jobs/train.py --config configs/resnet.py --workdir runs/resnet --config.init_from=model.safetensors
 
 Other weights that fit: hf://microsoft/resnet-50, torchvision's resnet50-*.pth, and TorchXRayVision's ResNet50
-(hf://torchxrayvision/resnet50-res512-all), which saw chest films at 512 px (--config.data.image_size=512, from films
-prepared at that size).
+(hf://torchxrayvision/resnet50-res512-all), which saw chest films at 512 px; prepared films are stored at 224.
 """
 
 from ml_collections import ConfigDict

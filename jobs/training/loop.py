@@ -265,8 +265,8 @@ def _epoch(
         if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
             raise Diverged(
                 f"{max_skipped} steps in a row gave no finite loss or gradient; lower "
-                "--config.optimizer.learning_rate, or that of the phase, or use --config.dtype=float32. Checkpoints up "
-                "to the last epoch are kept: the same command goes on from there"
+                "--config.optimizer.learning_rate, or that of the phase, or use --config.dtype=float32, in another "
+                "--workdir; --config.init_from=THIS_WORKDIR begins with the best checkpoint that is there"
             )
 
     taken, stopped, previous = len(losses), False, None

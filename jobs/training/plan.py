@@ -162,6 +162,11 @@ def check(config: ConfigDict) -> None:
     if fold >= max(folds, 1):
         cure = f"it must be from 0 to {folds - 1}" if folds else "it needs config.data.folds, which is 0"
         raise UsageError(f"config.data.fold is {fold}; {cure}")
+    if 0 < config.data.train_size < BOUNDS["data.image_size"][0]:
+        raise UsageError(
+            f"config.data.train_size is {config.data.train_size}; it must be 0, for image_size, or at least "
+            f"{BOUNDS['data.image_size'][0]}"
+        )
     for one in phases(config):
         if one.warmup_epochs >= one.epochs:
             raise UsageError(

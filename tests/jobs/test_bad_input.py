@@ -60,6 +60,7 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
         ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower warmup"),
         ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
+        ({"data.train_size": 16}, "config.data.train_size is 16; it must be 0, for image_size, or at least 32"),
         ({"data.leave_out": "(a"}, "config.data.leave_out is '(a', which is no regular expression: missing )"),
         ({"global_batch_size": 49}, "a global batch of 49 is more than the 48 training films"),
     ],

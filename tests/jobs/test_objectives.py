@@ -1,5 +1,6 @@
-"""SimCLR: the loss against one written out by hand, on any number of devices, and backbones that others begin with."""
+"""Losses against ones written out by hand; SimCLR on any number of devices, and backbones that others begin with."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,48 @@ def contrastive():
     made = plain(objective="contrastive")
     made.augment.noise = 0.3
     return made
+
+
+class Linear(nn.Module):
+    """Logits of the pixels themselves."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(3, name="head")(images.reshape(len(images), -1))
+
+
+def test_cross_entropy_with_all_that_it_may_have_by_hand():
+    """Mixup of films and labels alike, smoothing after it, weights of the labels that were mixed, L2 of the kernel."""
+    alpha, smoothing, class_weights, l2 = 0.4, 0.1, np.array([2.0, 0.5, 1.0]), 0.3
+    recipe = objectives.Recipe(alpha, smoothing, tuple(class_weights), l2)
+    strength, module, key, positions = plain().augment.to_dict(), Linear(), jax.random.key(3), np.arange(6)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    films, indices = (
+        Films(jnp.asarray(IMAGES), one_hot(LABELS)),
+        np.stack([positions, (5 * positions + 7) % 24], axis=1),
+    )
+    objective = objectives.supervised(module, recipe, strength, 32)
+    loss, _ = objective(variables["params"], {}, key, positions, films, indices)
+
+    augment_key, mixup_key, _ = jax.random.split(key, 3)
+    first, second = (
+        np.asarray(
+            objectives._views(
+                jax.random.fold_in(augment_key, which), positions, IMAGES[indices[:, which]], 32, strength
+            )
+        )
+        for which in (0, 1)
+    )
+    share = np.array([jax.random.beta(jax.random.fold_in(mixup_key, place), alpha, alpha) for place in positions])
+    assert np.ptp(share) > 0.1  # some are more of the one, some of the other
+    pixels = (share[:, None] * first.reshape(6, -1)) + (1 - share[:, None]) * second.reshape(6, -1)
+    labels = share[:, None] * np.eye(3)[LABELS[indices[:, 0]]] + (1 - share[:, None]) * np.eye(3)[LABELS[indices[:, 1]]]
+    kernel, bias = (np.asarray(variables["params"]["head"][name], np.float64) for name in ("kernel", "bias"))
+    logits = pixels @ kernel + bias
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    learnt = (1 - smoothing) * labels + smoothing / 3
+    expected = np.mean((labels @ class_weights) * -(learnt * log_probabilities).sum(axis=1)) + l2 * (kernel**2).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_nt_xent_by_hand():
