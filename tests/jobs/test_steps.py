@@ -133,7 +133,7 @@ def test_mixup_smoothing_and_head_l2_change_the_loss():
     assert run(plain(head_l2=1.0), 1, 1)[0][0] > loss + 1e-2
 
 
-def test_loss_weights_by_hand():
+def test_classes_may_be_weighted_in_the_loss():
     labels = np.array([0] * 12 + [1] * 6 + [2] * 6, np.int32)
     made = plain(global_batch_size=24)
     made.data.balance = "none"
