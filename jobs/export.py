@@ -116,7 +116,7 @@ def _write_onnx(path: Path, predictor: Predictor, facts: Mapping[str, str]) -> s
     def answer(films: jax.Array) -> dict[str, jax.Array]:
         each = []
         for member, variables in zip(predictor.members, predictor.variables, strict=True):
-            inputs = preprocess.to_input(films, member.image_size, member.side, member.mean, member.std)
+            inputs = preprocess.to_input(films, member.image_size, member.side)
             each.append(jnp.asarray(member.module.apply(variables, inputs)))
         logits = each[0]
         if len(each) > 1:
@@ -175,8 +175,6 @@ def _facts(metas: Sequence[Mapping[str, Any]], calibration: Calibration | None) 
         "storage_size": json.dumps(metas[0]["storage_size"]),
         "image_size": of_each(lambda meta: meta["image_size"]),
         "side": of_each(lambda meta: meta.get("side", 1.0)),
-        "mean": of_each(lambda meta: meta.get("mean")),
-        "std": of_each(lambda meta: meta.get("std")),
         "step": of_each(lambda meta: meta["step"]),
         "weights_digest": of_each(checkpoint.weights_digest),
         "purpose": "for education and research, never for diagnosis",

@@ -44,8 +44,6 @@ class Member:
     module: nn.Module
     image_size: int  # px
     side: float  # of the middle of the film that it sees, as a part of the film's
-    mean: float | None  # that every film is standardised with; None: each with its own
-    std: float | None
 
 
 class Raw(NamedTuple):
@@ -200,7 +198,7 @@ class Predictor:
 def _ask(members: tuple[Member, ...], variables: list[Any], images: jax.Array, method: str | None) -> Raw:
     probabilities, features, maps = [], [], []
     for member, weights in zip(members, variables, strict=True):
-        inputs = preprocess.to_input(images, member.image_size, member.side, member.mean, member.std)
+        inputs = preprocess.to_input(images, member.image_size, member.side)
         a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
         features.append(layers.global_average_pool(a))
         if method is None:
@@ -227,7 +225,7 @@ def _member(meta: Mapping[str, Any]) -> Member:
         raise checkpoint.CheckpointError(
             f"a checkpoint of step {meta['step']} is of another version: {error}"
         ) from error
-    return Member(module, meta["image_size"], meta.get("side", 1.0), meta.get("mean"), meta.get("std"))
+    return Member(module, meta["image_size"], meta.get("side", 1.0))
 
 
 def _fit(member: Member, variables: Any) -> Any:

@@ -124,36 +124,30 @@ def sample(image: jax.Array, affine: jax.Array, size: int) -> jax.Array:
     return (upper * (1 - down) + lower * down).reshape(size, size)
 
 
-def standardise(pixels: jax.Array, mean: float | None = None, std: float | None = None) -> jax.Array:
+def standardise(pixels: jax.Array) -> jax.Array:
     """(..., H, W) in [0, 1] -> (..., H, W, 1) of mean 0 and standard deviation 1.
 
-    Each film by its own mean and deviation, so that exposure and contrast are gone; or by those of a whole training
-    set where they are given. A film that is nearly blank stays faint rather than becoming all noise.
+    Each film by its own mean and deviation, so that exposure and contrast are gone. A film that is nearly blank stays
+    faint rather than becoming all noise.
     """
-    if mean is None or std is None:
-        pixels = pixels - pixels.mean(axis=(-2, -1), keepdims=True)
-        deviation = jnp.sqrt((pixels**2).mean(axis=(-2, -1), keepdims=True))
-        return (pixels / jnp.maximum(deviation, MIN_DEVIATION))[..., None]
-    return ((pixels - mean) / std)[..., None]
+    pixels = pixels - pixels.mean(axis=(-2, -1), keepdims=True)
+    deviation = jnp.sqrt((pixels**2).mean(axis=(-2, -1), keepdims=True))
+    return (pixels / jnp.maximum(deviation, MIN_DEVIATION))[..., None]
 
 
-def to_input(
-    images: jax.Array, size: int, side: float = 1.0, mean: float | None = None, std: float | None = None
-) -> jax.Array:
+def to_input(images: jax.Array, size: int, side: float = 1.0) -> jax.Array:
     """What a network is evaluated and served on.
 
     Args:
       images: (N, H, W) uint8 films.
       size: side of the result, px.
       side: of the middle of the film that is seen, as a part of the film's.
-      mean: as `standardise`.
-      std: likewise.
 
     Returns:
       (N, size, size, 1) float32, standardised.
     """
     pixels = jax.vmap(lambda image: sample(image, side * jnp.eye(2, 3), size))(images)
-    return standardise(pixels / 255, mean, std)
+    return standardise(pixels / 255)
 
 
 def from_middle(maps: jax.Array, side: float) -> jax.Array:

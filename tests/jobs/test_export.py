@@ -30,12 +30,10 @@ META = {
     "image_size": 24,
     "storage_size": 40,
     "side": 0.875,
-    "mean": None,
-    "std": None,
     "config": {"seed": 0, "data": {"dir": "/home/somebody", "dataset": "phantom"}},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64, "license": "CC0", "citation": "Nobody 2020"},
 }
-OTHERS = {"side": 1.0, "image_size": 64, "storage_size": 72, "mean": 0.45, "std": 0.2}
+OTHERS = {"side": 1.0, "image_size": 64, "storage_size": 72}
 FILMS = np.random.default_rng(1).integers(0, 256, (33, 40, 40), np.uint8)
 
 
@@ -125,8 +123,6 @@ def test_other_programs_find_what_they_need_in_the_metadata(run, tmp_path):
         "storage_size": "40",
         "image_size": "24",
         "side": "0.875",
-        "mean": "null",
-        "std": "null",
         "step": "7",
         "weights_digest": Predictor.open(run).weights[0],
         "purpose": "for education and research, never for diagnosis",
@@ -200,7 +196,7 @@ def test_an_ensemble_is_one_graph_and_is_averaged(tmp_path):
     pytest.importorskip("onnx", reason=WANTED)
     directory = tmp_path / "ensemble"
     save(directory / "member-1")
-    save(directory / "member-2", seed=1, image_size=32, side=1.0, mean=0.5, std=0.25)
+    save(directory / "member-2", seed=1, image_size=32, side=1.0)
     calibrate(directory)
     export.export(directory, "onnx", tmp_path / "w.onnx")
     session, (logits, probabilities) = answers(tmp_path / "w.onnx", FILMS[:5])

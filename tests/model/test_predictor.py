@@ -15,7 +15,7 @@ from model import predictor as predictor_module
 from model.calibration import Calibration
 from model.outliers import Member, Outliers, thumbnails
 from model.predictor import Prediction, Predictor
-from model.preprocess import to_input
+from model.preprocess import resize, to_input
 from model.registry import build
 
 OPTIONS = {"widths": (4, 8), "blocks": (1, 1)}
@@ -36,8 +36,6 @@ def save(directory, change=lambda variables: variables, **meta):
         "classes": ["normal", "bacterial", "viral"],
         "image_size": 32,
         "storage_size": 64,
-        "mean": 0.5,
-        "std": 0.25,
     }
     with checkpoint.Writer(directory) as writer:
         writer.save(5, change(variables), complete | meta, score=1.0)
@@ -52,7 +50,7 @@ def opened(tmp_path_factory):
 
 def test_probabilities_are_the_networks(opened):
     variables, predictor = opened
-    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(variables, to_input(FILMS, 32, 1.0, 0.5, 0.25)))
+    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(variables, to_input(FILMS, 32)))
     answers = list(predictor.predict(FILMS))
     assert len(answers) == 37
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-6)
@@ -114,7 +112,7 @@ def test_another_architecture_lists_what_does_not_fit(tmp_path):
 def test_kernels_of_16_bits_are_served_in_32(tmp_path):
     variables = save(tmp_path, lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), variables)
-    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(rounded, to_input(FILMS[:2], 32, 1.0, 0.5, 0.25)))
+    expected = jax.nn.softmax(build("cnn", OPTIONS).apply(rounded, to_input(FILMS[:2], 32)))
     answers = [answer.probabilities for answer in Predictor.open(tmp_path).predict(FILMS[:2])]
     np.testing.assert_allclose(answers, expected, atol=1e-6)
 
@@ -126,8 +124,6 @@ META = {
     "classes": ["normal", "bacterial", "viral"],
     "image_size": 32,
     "storage_size": 64,
-    "mean": 0.45,
-    "std": 0.2,
     "config": {"seed": 0},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64},
     "metrics": {"val_loss": 0.5},
@@ -135,8 +131,9 @@ META = {
     "history": [{"epoch": 1, "val_loss": 0.5}],
     "packages": {"jax": "0"},
 }
-# Forty films of different brightness and contrast, so that answers differ.
-VARIED = np.stack([(FILMS[i % 37] * (0.2 + 0.02 * i)).astype(np.uint8) for i in range(40)])
+# Forty films of different brightness, contrast and grain, so that answers differ.
+COARSE = [resize(np.random.default_rng(i).integers(0, 255, (4 + i, 4 + i), np.uint8), 64) for i in range(40)]
+VARIED = np.stack([(film * (0.2 + 0.02 * i)).astype(np.uint8) for i, film in enumerate(COARSE)])
 
 
 def vivid_variables():
@@ -144,7 +141,7 @@ def vivid_variables():
     module = build(META["architecture"], META["options"])
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: leaf + random.uniform(0.1, 0.4, leaf.shape).astype(np.float32), started())
-    inputs = to_input(jnp.asarray(VARIED), 32, 1.0, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED), 32)
     pooled = np.asarray(module.apply(variables, inputs, method="features")).mean((1, 2))  # (40, 8)
     kernel = random.normal(size=(8, 3))
     kernel *= 2 / (pooled @ kernel).std(0)
@@ -173,7 +170,8 @@ def vivid_predictor(run):
 def by_hand(variables, films):
     """Probabilities: 2 x 2 means, standardised and exponentiated in numpy; the network alone is the project's."""
     halves = films.astype(float).reshape(len(films), 32, 2, 32, 2).mean((2, 4))
-    inputs = ((halves / 255 - META["mean"]) / META["std"])[..., None].astype(np.float32)
+    centred = halves - halves.mean((1, 2), keepdims=True)
+    inputs = (centred / halves.std((1, 2), keepdims=True))[..., None].astype(np.float32)
     logits = np.asarray(build("cnn", META["options"]).apply(variables, inputs), float)
     exponents = np.exp(logits - logits.max(1, keepdims=True))
     return exponents / exponents.sum(1, keepdims=True)
@@ -196,7 +194,7 @@ def test_the_best_step_of_a_run_answers(run, vivid_predictor):
 def test_forty_films_one_by_one(vivid_predictor):
     together = [answer.probabilities for answer in vivid_predictor.predict(VARIED)]
     alone = [next(vivid_predictor.predict(film[None])).probabilities for film in VARIED]
-    np.testing.assert_allclose(alone, together, rtol=1e-5)  # another size of batch may sum in another order
+    np.testing.assert_allclose(alone, together, rtol=2e-4)  # another size of batch may sum in another order
 
 
 def test_neighbours_and_padding_leave_no_trace(vivid_predictor):
@@ -222,7 +220,7 @@ def test_two_shapes_are_compiled_in_all(run):
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_heat_maps_explain_the_odds_against_normal(run, vivid_predictor, method):
     answers = list(vivid_predictor.predict(VARIED[:2], method))
-    inputs = to_input(jnp.asarray(VARIED[:2]), 32, 1.0, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32)
     module = build("cnn", META["options"])
     _, expected = gradcam.explain(module, run[1], inputs, method, target="against_normal")
     for index, answer in enumerate(answers):
@@ -397,7 +395,7 @@ def test_an_ensemble_answers_with_the_mean(run, tmp_path):
     np.testing.assert_allclose([answer.probabilities for answer in answers], expected, atol=1e-4)
 
     module = build("cnn", META["options"])
-    inputs = to_input(jnp.asarray(VARIED[:2]), 32, 1.0, META["mean"], META["std"])
+    inputs = to_input(jnp.asarray(VARIED[:2]), 32)
     maps = [
         gradcam.explain(module, variables, inputs, "hirescam", target="against_normal")[1].maps
         for variables in (run[1], other, run[1])

@@ -154,28 +154,25 @@ def test_resize():
     assert np.ptp(preprocess.resize(stripes, 32).astype(int)[:, 2:-2]) < 40  # averaged, not picked
 
 
+def by_itself(films):
+    """(N, H, W) of any mean and deviation -> each film with mean 0 and standard deviation 1."""
+    films = np.asarray(films, float)
+    return (films - films.mean((1, 2), keepdims=True)) / films.std((1, 2), keepdims=True)
+
+
 def test_to_input():
-    images = jnp.asarray(np.stack([FILM[:72, :72], FILM[:72, 18:90]]))
-    np.testing.assert_allclose(preprocess.to_input(images, 72, 1, 0, 1)[..., 0] * 255, images, atol=1e-3)
-    halves = np.asarray(images, float).reshape(2, 36, 2, 36, 2).mean((2, 4))
-    np.testing.assert_allclose(
-        preprocess.to_input(images, 36, 1, 0.5, 0.25)[..., 0], (halves / 255 - 0.5) / 0.25, atol=1e-4
-    )
-
-
-def test_a_film_is_standardised_by_itself():
     images = jnp.asarray(np.stack([FILM[:72, :72], FILM[:72, 18:90] // 2 + 30]))
-    found = np.asarray(preprocess.to_input(images, 72)[..., 0], float)
-    pixels = np.asarray(images, float)
-    mean, deviation = pixels.mean(axis=(1, 2), keepdims=True), pixels.std(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(found, (pixels - mean) / deviation, atol=1e-3)
+    found = preprocess.to_input(images, 72)[..., 0]
+    np.testing.assert_allclose(found, by_itself(images), atol=1e-3)
     np.testing.assert_allclose(preprocess.to_input(images // 2 + 40, 72)[..., 0], found, atol=0.05)  # but for rounding
+    halves = np.asarray(images, float).reshape(2, 36, 2, 36, 2).mean((2, 4))
+    np.testing.assert_allclose(preprocess.to_input(images, 36)[..., 0], by_itself(halves), atol=1e-3)
 
 
 def test_the_middle_of_a_film_and_back():
     images = jnp.asarray(FILM[:72, :72][None])
-    middle = preprocess.to_input(images, 36, 0.5, 0, 1)[..., 0]
-    np.testing.assert_allclose(middle * 255, images[:, 18:54, 18:54], atol=1e-3)
+    middle = preprocess.to_input(images, 36, 0.5)[..., 0]
+    np.testing.assert_allclose(middle, by_itself(images[:, 18:54, 18:54]), atol=1e-3)
     whole = np.asarray(preprocess.from_middle(middle, 0.5))
     assert whole.shape == (1, 72, 72)
     np.testing.assert_allclose(whole[:, 18:54, 18:54], middle, atol=1e-5)
@@ -422,9 +419,9 @@ def test_resize_averages_what_it_shrinks():
 
 
 def test_standardise_by_hand():
-    pixels = jnp.array([[[0.0, 0.5], [0.25, 1.0]]])
-    expected = np.array([[[[-2.0], [0.0]], [[-1.0], [2.0]]]])
-    np.testing.assert_allclose(preprocess.standardise(pixels, 0.5, 0.25), expected, atol=1e-6)
+    pixels = jnp.array([[[0.0, 0.5], [0.5, 1.0]]])  # mean 1/2, variance 1/8
+    expected = np.array([[[[-1.0], [0.0]], [[0.0], [1.0]]]]) * np.sqrt(2)
+    np.testing.assert_allclose(preprocess.standardise(pixels), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "tolerance"), [(64, 0), (128, 0), (224, 0.01)])
