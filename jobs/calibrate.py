@@ -72,9 +72,12 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
             f"{data_dir} holds another {dataset['name']} than {directory} was trained on: films it has seen would pass "
             "for new ones; give the --data_dir it was trained from"
         )
-    for split in (train, validation):
+    for name, split in (("train", train), ("validation", validation)):
         if missing := set(range(len(CLASSES))) - set(split.labels.tolist()):
-            raise JobError(f"no film is {' or '.join(CLASSES[label] for label in missing)}; every class is needed")
+            raise JobError(
+                f"no film of the {name} split is {' or '.join(CLASSES[label] for label in missing)}; every class is "
+                "needed there: prepare a source that has two patients of each at least"
+            )
     seen, held_out = _ask(predictor, train, "training films"), _ask(predictor, validation, "validation films")
     labels, before = validation.labels, held_out[0]
     temperature, bias = fit.temperature(labels, before, prior)
@@ -130,11 +133,11 @@ def _counts(split: films.Split) -> dict[str, Any]:
 def _figures(
     labels: np.ndarray, probabilities: np.ndarray, often: np.ndarray, patients: Sequence[str]
 ) -> dict[str, list[float]]:
-    """What a person is told of the model: by name the figure and its 95 % interval."""
+    """What a person is told of the model: by name the figure and, but for too few patients, its 95 % interval."""
     values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights * often), patients)
     told = {name: (values[name], bounds[name]) for name in TOLD}
     told |= {f"binary_{name}": (values["binary"][name], bounds["binary"][name]) for name in ("accuracy", "auroc")}
-    return {name: [value, *interval] for name, (value, interval) in told.items() if value is not None}
+    return {name: [value, *(interval or ())] for name, (value, interval) in told.items() if value is not None}
 
 
 def table(calibration: Calibration) -> str:

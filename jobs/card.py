@@ -4,9 +4,9 @@
     python jobs/evaluate.py --checkpoint runs/cnn --full --out runs/cnn/report
     python jobs/card.py --checkpoint runs/cnn
 
-The figures come from the checkpoint, its calibration, and a report of the same weights: that of --report, or else of
-CHECKPOINT/report or docs/report, whichever has one first. The card follows Model Cards (Mitchell et al. 2019,
-section 4), the limits first, and ends with where it answers CLAIM and TRIPOD+AI.
+The figures come from the checkpoint, its calibration, and a report of the same weights and calibration: that of
+--report, or else of CHECKPOINT/report or docs/report, whichever has one first. The card follows Model Cards (Mitchell
+et al. 2019, section 4), the limits first, and ends with where it answers CLAIM and TRIPOD+AI.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import flags
 
 from jobs import JobError, run, whole
 from jobs.evaluation import cards
-from jobs.evaluation.report import TRAINED_ON
+from jobs.evaluation.report import TRAINED_ON, fitted
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 
@@ -51,13 +51,15 @@ def main() -> None:
 
 
 def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first report of these weights, and its figures.
+    """The first report of these weights and their calibration, and its figures.
 
     Raises:
       JobError: there is none, or it lacks what --full adds.
     """
     cure = f"python jobs/evaluate.py --checkpoint {directory} --full --out {folders[0]}"
     problems = []
+    assert predictor.calibration
+    made_with = fitted(predictor.calibration)
     for folder in folders:
         try:
             measured = json.loads((folder / "metrics.json").read_text())
@@ -65,6 +67,8 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
                 problems.append(f"{folder} is of other weights")
             elif not {"shifts", "decisions"} <= measured.keys():
                 problems.append(f"{folder} was made without --full, or before the model was calibrated")
+            elif not made_with.items() <= measured["calibration"].items():
+                problems.append(f"{folder} was made with another calibration")
             elif measured["films_are"] == TRAINED_ON:
                 problems.append(f"{folder} is of films that the model was trained on")
             else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
 from jobs.evaluation.predictions import Predictions
+from jobs.evaluation.tables import between
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
@@ -49,9 +50,9 @@ def table(first: Predictions, second: Predictions) -> str:
         if value is None:
             lines.append(f"{name:>24}  not defined")
             continue
-        low, high = value["interval"]
-        mark = "" if low <= 0 <= high else "  *"
-        lines.append(f"{name:>24}  {value['difference']:+.4f}  ({low:+.4f} to {high:+.4f}){mark}")
+        interval = value["interval"]
+        mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
+        lines.append(f"{name:>24}  {value['difference']:+.4f}  {between(interval, '+.4f')}{mark}")
     for name, right in (
         ("three classes", [p.probabilities.argmax(axis=1) == labels for p in (first, second)]),
         ("pneumonia", [(p.probabilities.argmax(axis=1) != NORMAL) == (labels != NORMAL) for p in (first, second)]),

@@ -11,7 +11,7 @@ from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import APART, HELD_OUT
-from jobs.evaluation.tables import markdown
+from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 from model.predictor import Predictor
 
@@ -19,20 +19,21 @@ FILE = "MODEL_CARD.md"
 PHANTOM = "phantom"
 
 
-def share(value: float | None, interval: Sequence[float] | None = None) -> str:
+ALONE = ()  # in the place of an interval: the figure is told without one
+
+
+def share(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
     """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"."""
     if value is None:
         return "not defined"
-    bounds = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-    return f"{100 * value:.1f} %{bounds}"
+    return f"{100 * value:.1f} %" + ("" if interval == ALONE else f" {between(interval, '.1f', 100)}")
 
 
-def number(value: float | None, interval: Sequence[float] | None = None) -> str:
+def number(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
     """0.98765, (0.98, 0.99) -> "0.988 (0.980 to 0.990)"."""
     if value is None:
         return "not defined"
-    bounds = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
-    return f"{value:.3f}{bounds}"
+    return f"{value:.3f}" + ("" if interval == ALONE else f" {between(interval, '.3f')}")
 
 
 def _stated(figure: Mapping[str, Any]) -> str:
@@ -58,7 +59,7 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
         "Quantitative analyses": _analyses(predictor, measured, report),
         "Ethical considerations": _ETHICS,
         "Caveats and recommendations": _CAVEATS,
-        "Where reporting guidelines are answered": _GUIDELINES,
+        "Where reporting guidelines are answered": _guidelines(measured),
     }
     weights = ", ".join(digest[:12] for digest in predictor.weights)
     head = (
@@ -75,15 +76,17 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     if predictor.meta["dataset"]["name"] == PHANTOM:
         lines.append("It was trained on synthetic drawings: what it answers to a real film means nothing.")
     else:
+        elsewhere = "" if measured["films_are"] == APART else ": nothing here was measured there"
         lines += [
             "As it was published, the dataset is of children of one to five years, of one hospital. Expect worse on "
-            "other ages, hospitals and machines: nothing here was measured there.",
+            f"other ages, hospitals and machines{elsewhere}.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
             "not even by experts, and a film of any other disease is called one of the three classes.",
         ]
     border = parts["border only"]["binary_auroc"]
     if border["value"] is not None:
-        remain = "Shortcuts remain: with" if border["interval"][0] > 0.5 else "No shortcut was seen in the border: with"
+        seen = border["interval"] is not None and border["interval"][0] > 0.5
+        remain = "Shortcuts remain: with" if seen else "No shortcut was seen in the border: with"
         lines.append(
             f"{remain} the middle of a film painted over, its border alone tells pneumonia from normal with an AUROC "
             f"of {number(border['value'], border['interval'])}; .5 is guessing."
@@ -96,7 +99,9 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
         lines.append(f"Not everything that is no chest film is refused; of these, only: {kinds}.")
     lines.append(
         f"Of the films of the {measured['split']} split {share(decisions['refused'])} are refused, and "
-        f"{share(decisions['abstention']['coverage'])} are decided; the figures below count every film as answered."
+        f"{share(decisions['abstention']['coverage'])} are decided; the figures below count every film as answered. "
+        "What is refused where a file is opened, for colour, shape or blankness, is not counted here: these films were "
+        "prepared before."
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -132,14 +137,20 @@ def _training(meta: dict[str, Any]) -> str:
     balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
     # Checkpoints of before there was such a field do not speak of it.
     left_out = config["data"].get("leave_out")
-    last = meta["epoch"] == sum(phase["epochs"] for phase in _phases(config))
+    metric, best = config["select"]["metric"], max if config["select"]["mode"] == "max" else min
+    scores = {row["epoch"]: row[metric] for row in meta["history"] if row.get(metric) is not None}
+    if meta["epoch"] == sum(phase["epochs"] for phase in _phases(config)):
+        kept = "The last epoch"
+    elif scores.get(meta["epoch"]) == best(scores.values(), default=None):
+        kept = f"The epoch with the best {metric}"
+    else:
+        kept = "The latest epoch of a run that was not finished"
     return (
         (f"The films with `{left_out}` in their names were left out. " if left_out else "")
         + f"{config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
         f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
         f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
-        f"random changes of every film: {', '.join(changes) or 'none'}. "
-        + ("The last epoch is kept." if last else f"The epoch with the best {config['select']['metric']} is kept.")
+        f"random changes of every film: {', '.join(changes) or 'none'}. " + f"{kept} is kept."
     )
 
 
@@ -215,8 +226,8 @@ Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumon
 and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of equal width and of equal mass) for the
 probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
 patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals are
-reflected. An interval of no width says only that no film was wrong. Thresholds were chosen on the validation split and
-nowhere else."""
+reflected. An interval of no width says only that all patients are alike in this. Thresholds were chosen on the
+validation split and nowhere else."""
 
 
 def _evaluation_data(measured: Mapping[str, Any]) -> str:
@@ -351,12 +362,15 @@ Compare models by `python jobs/compare.py` on the same films, not by two figures
 again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the films or the shares of
 {", ".join(CLASSES)} differ. Trust the maps less where methods disagree."""
 
-_GUIDELINES = """\
+_EDITIONS = """\
 CLAIM is that of 2020, with 42 items (Mongan et al., Radiology: Artificial Intelligence 2, e200029); its update of 2024
-numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378).
+numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378)."""
 
-""" + markdown(
-    [
+
+def _guidelines(measured: Mapping[str, Any]) -> str:
+    """Where each item is answered."""
+    external = "Evaluation data (prepared apart)" if measured["films_are"] == APART else "none"
+    rows = [
         ["guideline, item", "where"],
         ["CLAIM 1, 2 title and abstract", "head; Limits"],
         ["CLAIM 3, 4 background and objectives", "Intended use"],
@@ -375,7 +389,7 @@ numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078
         ["CLAIM 28, 29 metrics and uncertainty", "Metrics"],
         ["CLAIM 30 robustness", "Quantitative analyses; Factors"],
         ["CLAIM 31 explainability, and how it was validated", "Quantitative analyses"],
-        ["CLAIM 32 external testing", "none"],
+        ["CLAIM 32 external testing", external],
         ["CLAIM 33, 34 participants and their characteristics", "Evaluation data; Factors"],
         ["CLAIM 35, 36 performance and its precision", "Quantitative analyses"],
         ["CLAIM 37 failures", "Factors; Quantitative analyses"],
@@ -404,4 +418,4 @@ numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078
         ["TRIPOD+AI 25, 26 interpretation and limitations", "Limits"],
         ["TRIPOD+AI 27 usability", "Intended use; Caveats and recommendations"],
     ]
-)
+    return f"{_EDITIONS}\n\n{markdown(rows)}"

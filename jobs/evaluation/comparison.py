@@ -90,7 +90,8 @@ def differences(
     subtracted.
 
     Returns:
-      Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined.
+      Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined; the interval
+      is None where there are too few patients for one.
     """
     weights = np.concatenate([np.ones((1, len(labels))), cluster_weights(patients, seed=seed)])
     one, other = (metrics.measure(labels, probabilities, weights) for probabilities in (first, second))

@@ -17,6 +17,7 @@ from jobs.datasets.films import Split
 from jobs.datasets.phantom.builder import film as phantom
 from jobs.evaluation import faithfulness, metrics, negatives, shifts
 from jobs.evaluation.intervals import estimate, mean
+from jobs.evaluation.tables import between
 from model import gradcam, preprocess
 from model.labels import CLASSES, NORMAL
 from model.outliers import objection
@@ -257,12 +258,14 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
         return np.concatenate([calibration.outliers.distances(raw.features) for _, raw in predictor.ask(images)])
 
     ours = distances(np.asarray(split.images))
-    made = list(negatives.pictures(np.asarray(split.images)))
+    made = list(negatives.pictures(np.asarray(split.images), split.patients))
     if split.facts["name"] != "phantom":
-        made += [("phantoms", phantom(index).png) for index in range(negatives.COUNT)]
+        drawn = (phantom(index) for index in range(negatives.COUNT))
+        made += [negatives.Picture("phantoms", film.patient, film.png) for film in drawn]
     told = {}
-    for kind, files in itertools.groupby(made, key=lambda picture: picture[0]):
-        films = [preprocess.decode(data) for _, data in files]
+    for kind, pictures in itertools.groupby(made, key=lambda picture: picture.kind):
+        whose, files = zip(*((picture.patient, picture.file) for picture in pictures), strict=True)
+        films = [preprocess.decode(data) for data in files]
         images = np.stack([preprocess.resize(film.pixels, predictor.storage_size) for film in films])
         answers = list(predictor.predict(images))
         reasons = [objection(film) or answer.reason for film, answer in zip(films, answers, strict=True)]
@@ -273,8 +276,9 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
         def area(weights: np.ndarray, other: np.ndarray = other, both: np.ndarray = both) -> dict[str, Any]:
             return {"auroc": metrics.auroc(other, both, weights)}
 
-        values, bounds = estimate(area, [*split.patients, *(f"picture {index}" for index in range(len(far)))])
-        refused = stats.binomtest(sum(bool(reason) for reason in reasons), len(reasons))  # pictures are independent
+        values, bounds = estimate(area, [*split.patients, *whose])
+        # Pictures of a kind are each of another patient, or of none.
+        refused = stats.binomtest(sum(bool(reason) for reason in reasons), len(reasons))
         told[kind] = {
             "count": len(films),
             "refused": refused.statistic,
@@ -291,8 +295,7 @@ def table(found: Mapping[str, Any]) -> str:
     def stated(figure: Mapping[str, Any]) -> str:
         if figure["value"] is None:
             return "not defined"
-        low, high = figure["interval"]
-        return f"{100 * figure['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+        return f"{100 * figure['value']:5.1f} % {between(figure['interval'], '.1f', 100)}"
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
     lines = ["accuracy; normal against pneumonia: accuracy, AUROC"]

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 from jobs.evaluation.shifts import rotation
-from jobs.evaluation.tables import markdown
+from jobs.evaluation.tables import between, markdown
 from model import gradcam, preprocess
 from model.predictor import Predictor
 
@@ -303,16 +303,14 @@ def _cell(row: Mapping[str, Any], column: str, bounds: Mapping[str, Any], interv
         return ""
     if not intervals:
         return f"{row[column]:.3f}"
-    low, high = bounds[column]
-    return f"{row[column]:.3f} ({low:.3f} to {high:.3f})"
+    return f"{row[column]:.3f} {between(bounds[column], '.3f')}"
 
 
 def advantage(found: Mapping[str, Any]) -> str:
     """How the chosen method's maps compare with a blob in the middle of every film."""
     told = []
     for column, figure in found["against_blob"][found["chosen"]].items():
-        low, high = figure["interval"]
-        told.append(f"{column} {figure['value']:+.3f} ({low:+.3f} to {high:+.3f})")
+        told.append(f"{column} {figure['value']:+.3f} {between(figure['interval'], '+.3f')}")
     return f"{found['chosen']} less the {BLOB}: {', '.join(told)}"
 
 

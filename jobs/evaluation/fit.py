@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,8 @@ def temperature(
 ) -> tuple[float, tuple[float, float, float]]:
     """The temperature, and with a prior the bias, that make the log loss least (Guo et al. 2017, section 4.2).
 
-    The targets are those of a class's films and three more, shared among the classes alike or by the prior (Platt 1999,
-    section 2.2): where no film is wrong, probabilities would otherwise be driven to 0 and 1.
+    The targets are those of as many films as a class has on average and three more, shared among the classes as these
+    are common (Platt 1999, section 2.2): where no film is wrong, probabilities would otherwise be driven to 0 and 1.
 
     Args:
       labels: (N,) int, with every class.
@@ -36,11 +37,11 @@ def temperature(
     Returns:
       (temperature, bias); the bias sums to zero.
     """
-    counts = np.bincount(labels, minlength=len(CLASSES))
     weights = as_often(labels, prior) / len(labels)
-    more = np.ones(len(CLASSES)) if prior is None else len(CLASSES) * np.asarray(prior)
-    targets = (np.eye(len(CLASSES)) * counts + more) / (counts + len(CLASSES))[:, None]  # (class, probabilities)
-    targets = targets[labels] * weights[:, None]  # (N, 3)
+    shares = np.bincount(labels, weights, minlength=len(CLASSES))  # those of the prior, or of the films
+    # One share for all classes, or the targets would not have theirs.
+    more = len(CLASSES) / (len(labels) / len(CLASSES) + len(CLASSES))
+    targets = ((1 - more) * np.eye(len(CLASSES)) + more * shares)[labels] * weights[:, None]  # (N, 3)
 
     def unpack(parameters: np.ndarray) -> tuple[float, tuple[float, float, float]]:
         bias = np.zeros(len(CLASSES))
@@ -135,7 +136,10 @@ def outliers(
     """
     members = tuple(gaussians(labels, of_member) for of_member in features)
     mean_film = thumbnails(images).mean(axis=0)
-    fitted = Outliers(members, 0.0, mean_film / mean_film.std())
-    distances = fitted.distances(held_out_features)
-    threshold = float(np.quantile(distances, 1 - FALSE_REFUSALS, method="higher"))
-    return Outliers(members, threshold, fitted.mean_film)
+    # As it will be read, for what is stored is rounded.
+    fitted = Outliers.from_json(Outliers(members, 0.0, mean_film / mean_film.std()).to_json())
+    distances = np.sort(fitted.distances(held_out_features))
+    within = len(distances) - int(FALSE_REFUSALS * len(distances))
+    # Halfway between films, or the last bit of a film's distance would decide about it.
+    threshold = np.append(distances, 1.02 * distances[-1])[within - 1 : within + 1].mean()
+    return dataclasses.replace(fitted, threshold=float(threshold))

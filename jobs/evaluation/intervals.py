@@ -27,12 +27,15 @@ def cluster_weights(patients: Sequence[str], resamples: int = RESAMPLES, seed: i
 
 
 def percentile(values: np.ndarray) -> list[float] | None:
-    """[low, high] of the resamples (B,) in which a figure is defined; None where it never is."""
-    defined = values[np.isfinite(values)]
-    if not len(defined):
+    """[low, high] of the resamples (B,) in which a figure is defined.
+
+    None where more of them lack it than lie beyond one end of an interval, as where a class is of three patients or
+    fewer: what is left would tell of films that have it, and say too little of chance.
+    """
+    defined, tail = values[np.isfinite(values)], (1 - LEVEL) / 2
+    if len(defined) < (1 - tail) * len(values):
         return None
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(defined, [tail, 100 - tail])
+    low, high = np.percentile(defined, [100 * tail, 100 - 100 * tail])
     return [float(low), float(high)]
 
 
@@ -56,7 +59,7 @@ def estimate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of films, and their 95 % intervals: percentiles of the resamples, mirrored for the figures of BIASED.
 
-    Where not one film is wrong no resample is: an interval of no width says no more than that.
+    Where patients are all alike no resample differs: an interval of no width says no more than that.
 
     Args:
       figures: of weights (B, N), as metrics.measure.
@@ -64,12 +67,14 @@ def estimate(
       seed: of the resamples.
 
     Returns:
-      Two trees nested as `figures`: float, and [low, high]; None where a figure is undefined.
+      Two trees nested as `figures`: float, and [low, high]; None where a figure is undefined, and for an interval
+      where there are too few patients for one: a single one, or as `percentile` says.
     """
     weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients, seed=seed)])
     measured = figures(weights)
     values = metrics.each(measured, lambda figure: float(figure[0]) if np.isfinite(figure[0]) else None)
-    return values, _bounds(measured)
+    alone = len(set(patients)) < 2  # of what chance may do, nothing is known
+    return values, metrics.each(values, lambda _: None) if alone else _bounds(measured)
 
 
 def _bounds(measured: dict[str, Any]) -> dict[str, Any]:

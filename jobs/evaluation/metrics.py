@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.evaluation.tables import between
 from model.labels import CLASSES, NORMAL
 
 BINS = 15
@@ -59,16 +60,16 @@ def measure(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) 
         name: _against_the_rest(labels == label, decisions == label, probabilities[:, label], weights)
         for label, name in enumerate(CLASSES)
     }
-    present = np.stack([weights @ (labels == label) for label in range(len(CLASSES))]) > 0  # (3, B)
+    present = {name: label for label, name in enumerate(CLASSES) if (labels == label).any()}
+    complete = np.all([weights @ (labels == label) > 0 for label in present.values()], axis=0)  # (B,)
     binary = _against_the_rest(labels != NORMAL, decisions != NORMAL, 1 - probabilities[:, NORMAL], weights)
     of_truth = probabilities[np.arange(len(labels)), labels]
     total = weights.sum(axis=1)
     squares = ((probabilities - np.eye(len(CLASSES))[labels]) ** 2).sum(axis=1)
 
     def macro(name: str) -> np.ndarray:
-        """The mean over the classes that are present and for which the figure is defined."""
-        values = np.stack([figures[name] for figures in classes.values()])
-        return ratio(np.nansum(np.where(present, values, np.nan), axis=0), (present & np.isfinite(values)).sum(axis=0))
+        """The mean over the classes that are present; a weighting that lacks one of them has none."""
+        return np.where(complete, np.mean([classes[of][name] for of in present], axis=0), np.nan)
 
     return {
         "accuracy": ratio(weights @ (decisions == labels), total),
@@ -201,12 +202,11 @@ def reliability_bins(
 
 def line(name: str, value: float | None, interval: Sequence[float] | None, loss: bool = False) -> str:
     """A figure with its interval for a terminal; a loss as it is, anything else as a share."""
-    if value is None or interval is None:
+    if value is None:
         return f"{name:>24}  not defined"
-    low, high = interval
     if loss:
-        return f"{name:>24}  {value:.4f}  ({low:.4f} to {high:.4f})"
-    return f"{name:>24}  {100 * value:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+        return f"{name:>24}  {value:.4f}  {between(interval, '.4f')}"
+    return f"{name:>24}  {100 * value:5.1f} %  {between(interval, '.1f', 100)}"
 
 
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -72,20 +73,31 @@ CHANGED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def pictures(films: np.ndarray, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """(kind, PNG file) of COUNT pictures of every kind.
+class Picture(NamedTuple):
+    """What should be refused."""
+
+    kind: str  # a key of DRAWN or CHANGED
+    patient: str  # whose film it was; of a drawing, a name of its own
+    file: bytes  # PNG
+
+
+def pictures(films: np.ndarray, patients: Sequence[str], seed: int = 0) -> Iterator[Picture]:
+    """COUNT pictures of every kind; of changed films as many as there are patients, where those are fewer.
 
     Args:
-      films: (N, S, S) uint8; those that are inverted and turned are drawn from them.
+      films: (N, S, S) uint8; those that are inverted and turned are drawn from them, one a patient.
+      patients: (N,) who each film is of.
       seed: of everything.
     """
     random = np.random.default_rng(seed)
     for kind, draw in DRAWN.items():
-        for _ in range(COUNT):
-            yield kind, _png(draw(random))
+        for index in range(COUNT):
+            yield Picture(kind, f"{kind} {index}", _png(draw(random)))
+    first = np.unique(np.asarray(patients), return_index=True)[1]  # film of each patient
     for kind, change in CHANGED.items():
-        for index in random.choice(len(films), min(COUNT, len(films)), replace=False):
-            yield kind, _png(Image.fromarray(np.ascontiguousarray(change(films[index]))))
+        for index in random.choice(first, min(COUNT, len(first)), replace=False):
+            changed = Image.fromarray(np.ascontiguousarray(change(films[index])))
+            yield Picture(kind, patients[index], _png(changed))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -168,22 +168,26 @@ def reliability_diagrams(labels: np.ndarray, probabilities: Mapping[str, np.ndar
     figure.savefig(path, dpi=DPI)
 
 
-def risk_coverage_curve(labels: np.ndarray, probabilities: np.ndarray, decided: float | None, path: Path) -> None:
+def risk_coverage_curve(
+    labels: np.ndarray, probabilities: np.ndarray, decided: Mapping[str, Any] | None, path: Path
+) -> None:
     """The share of wrong answers where only the most confident films are decided (Geifman and El-Yaniv 2017, fig. 1).
 
     Args:
       labels: (N,) int.
       probabilities: (N, 3).
-      decided: the share of the films that the model decides; marked. None: it leaves none undecided.
+      decided: `abstention` of decisions.measure; what is decided is marked, which lies beside the curve where films
+        are refused. None: no film is left undecided.
       path: of the PNG.
     """
     coverage, risk = risk_coverage(labels, probabilities)
     figure = _figure(5, 4, f"What is left undecided, and what it saves, {len(labels)} films")
     axes = figure.add_subplot()
     axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"])
-    if decided is not None:
-        label = f"decided here: {100 * decided:.0f} %"
-        axes.axvline(100 * decided, color=COLOURS["bacterial"], linestyle="--", label=label)
+    if decided is not None and decided["accuracy"] is not None:
+        share, wrong = 100 * decided["coverage"], 100 - 100 * decided["accuracy"]
+        label = f"decided here: {share:.0f} %, of them {wrong:.0f} % wrong"
+        axes.plot(share, wrong, "o", color=COLOURS["bacterial"], clip_on=False, label=label)
         axes.legend(frameon=False, fontsize=9)
     axes.set(xlabel="films decided, %", ylabel="of them wrong, %", xlim=(0, 100.5), ylim=(0, None))
     _tidy(axes)

@@ -15,6 +15,7 @@ from jobs import whole
 from jobs.datasets.films import Split
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
+from model.calibration import Calibration
 from model.gradcam import upsample
 from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
@@ -77,10 +78,7 @@ def write(
     if calibration := predictor.calibration:
         before_it = intervals(split.labels, uncalibrated, split.patients)
         measured["calibration"] = {
-            "temperature": calibration.temperature,
-            "bias": list(calibration.bias),
-            "confidence": calibration.confidence,
-            "thresholds": dict(calibration.operating_points),
+            **fitted(calibration),
             "before": {name: metrics.score(split.labels, uncalibrated)[name] for name in metrics.LOSSES},
             "intervals": {"before": {name: before_it[name] for name in metrics.LOSSES}},
         }
@@ -105,7 +103,7 @@ def write(
     if full:
         measured |= examine.examine(predictor, split, heatmaps, probabilities)
 
-    decided = measured["decisions"]["abstention"]["coverage"] if calibration else None
+    decided = measured["decisions"]["abstention"] if calibration else None
     shown = {"before calibration": uncalibrated, "after": probabilities} if calibration else {"": probabilities}
     parts: dict[str, Callable[[Path], Any]] = {
         "predictions.csv": lambda path: predictions.write(
@@ -136,6 +134,16 @@ def write(
     with whole(out / "metrics.json") as path:
         path.write_text(json.dumps(measured, indent=1))
     return measured, [out / name for name in ("metrics.json", *parts)]
+
+
+def fitted(calibration: Calibration) -> dict[str, Any]:
+    """By which a report tells what it was made with."""
+    return {
+        "temperature": calibration.temperature,
+        "bias": list(calibration.bias),
+        "confidence": calibration.confidence,
+        "thresholds": dict(calibration.operating_points),
+    }
 
 
 def provenance(predictor: Predictor, split: Split, split_name: str) -> str:

@@ -21,6 +21,14 @@ def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def between(interval: Sequence[float] | None, form: str, scale: float = 1) -> str:
+    """(0.78, 0.84), ".1f", 100 -> "(78.0 to 84.0)"; where there is no interval, why."""
+    if interval is None:
+        return "(too few patients for an interval)"
+    low, high = interval
+    return f"({scale * low:{form}} to {scale * high:{form}})"
+
+
 def duration(seconds: float) -> str:
     """40 s, 12 min, 2 h 05 min."""
     if seconds < 60:

@@ -16,7 +16,7 @@ from rich.progress import track
 from jobs import UsageError, whole
 from jobs.datasets import films
 from jobs.evaluation import intervals, metrics, predictions, tables
-from jobs.training.plan import FIGURES, plain
+from jobs.training.plan import FIGURES
 from jobs.training.runs import Run
 from model.checkpoint import MEMBER
 from model.predictor import Predictor
@@ -65,12 +65,13 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     names: list[str] = []
     patients: list[str] = []
-    labels, probabilities = [], []
+    labels, probabilities, trained_with = [], [], []
     for fold in track(range(folds), "measuring the folds", transient=True):
         held_out = films.read(Path(config.data.dir), config.data.dataset, "validation", folds=folds, fold=fold)
         answers = []
         for member in members[fold::folds]:
             predictor = Predictor.open(member.workdir, calibrated=False)
+            trained_with.append(predictor.meta["config"])
             asked = predictor.ask(held_out.images)
             answers.append(np.concatenate([raw.probabilities for _, raw in asked]).astype(float))  # (N, 3)
             rows.append(
@@ -92,7 +93,7 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
     truth, pooled = np.concatenate(labels), np.concatenate(probabilities)
     measured = {
         "dataset": {key: held_out.facts[key] for key in ("name", "fingerprint")},
-        "config": plain(config),  # of the first member
+        "config": trained_with[0],  # of the first member; the command may say other epochs by now
         "patients": len(set(patients)),
         "members": rows,
         "mean": _over(rows, statistics.fmean),

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from jobs.evaluation import cards, intervals, metrics
-from jobs.evaluation.report import APART
+from jobs.evaluation.report import APART, HELD_OUT
 from model import checkpoint
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
@@ -95,11 +95,39 @@ def test_the_card_claims_no_more_than_is_known(reported):
     for change in ({"split": "test"}, {"films_are": APART}):
         text = cards.card(predictor, measured | change, reported / "report")
         assert "read no film of a test split" not in text and "chosen on it" not in text
+        apart = "films_are" in change
+        assert ("nothing here was measured there" in text) != apart
+        assert ("| CLAIM 32 external testing | none |" in text) != apart
+
+
+def test_which_epoch_is_kept_is_told(reported):
+    predictor = Predictor.open(reported)
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    meta = predictor.meta
+    meta["config"]["epochs"] = 9
+    for history, kept in (
+        ([0.7, 0.6, 0.5], "The epoch with the best val_loss is kept."),
+        ([0.7, 0.5, 0.6], "The latest epoch of a run that was not finished is kept."),
+        ([0.5] * 9, "The last epoch is kept."),
+    ):
+        meta["history"] = [{"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate(history, 1)]
+        meta["epoch"] = len(history)
+        assert kept in cards.card(predictor, measured, reported / "report")
+
+
+def test_few_patients_leave_figures_without_intervals(reported):
+    predictor = Predictor.open(reported)
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    measured["intervals"]["accuracy"] = measured["shortcuts"]["parts"]["border only"]["binary_auroc"]["interval"] = None
+    text = " ".join(cards.card(predictor, measured, reported / "report").split())
+    stated = f"{100 * measured['accuracy']:.1f} % (too few patients for an interval)"
+    assert f"| accuracy | {stated} |" in text
+    assert "No shortcut was seen in the border" in text
 
 
 def test_guidelines_are_answered_item_by_item():
     answered = {"CLAIM": [], "TRIPOD+AI": []}
-    for line in cards._GUIDELINES.splitlines():
+    for line in cards._guidelines({"films_are": HELD_OUT}).splitlines():
         if found := re.match(r"\| (CLAIM|TRIPOD\+AI) ([\d, -]+) ", line):
             for part in found[2].split(", "):
                 first, _, last = part.partition("-")
@@ -122,6 +150,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
         ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),
         ({"shifts": None}, "was made without --full"),
         ({"films_are": "trained on"}, "is of films that the model was trained on"),
+        ({"calibration": measured["calibration"] | {"temperature": 9.0}}, "was made with another calibration"),
     ):
         (tmp_path / "r").mkdir(exist_ok=True)
         changed = {key: value for key, value in (measured | change).items() if value is not None}

@@ -86,9 +86,47 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, te
 
 def test_what_is_never_defined_has_no_interval():
     assert percentile(np.array([np.nan, np.nan])) is None
-    assert percentile(np.array([1.0, np.nan, 1.0])) == [1.0, 1.0]
+    assert percentile(np.array([np.nan, *[1.0] * 39])) == [1.0, 1.0]
+    assert percentile(np.array([np.nan, *[1.0] * 38])) is None
     found = intervals(np.zeros(4, int), np.full((4, 3), 1 / 3), list("abcd"))
     assert found["auroc"] is None and found["classes"]["viral"]["sensitivity"] is None
+
+
+def few(of_viral):
+    """Twenty films that are right, half of them bacterial, and some viral ones of as many patients that are wrong."""
+    labels = np.repeat([0, 1, 2], [10, 10, of_viral])
+    right = np.eye(3)[labels] * 0.8 + np.full(3, 1 / 15)
+    wrong = np.where(labels[:, None] == 2, np.roll(right, 1, axis=1), right)
+    return labels, right, wrong, [str(index) for index in range(len(labels))]
+
+
+def test_a_class_of_too_few_patients_has_no_interval():
+    # Of n patients none is drawn in 1 of e^n resamples: 5 % for three, 1.7 % for four.
+    for count, told in ((1, False), (3, False), (4, True)):
+        labels, _, wrong, patients = few(count)
+        found = intervals(labels, wrong, patients)
+        assert (found["classes"]["viral"]["sensitivity"] is not None) == told
+        assert (found["balanced_accuracy"] is not None) == told and found["accuracy"] is not None
+        if told:  # a resample without the class would have a balanced accuracy of 1, which no films with it can
+            assert found["balanced_accuracy"] == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_one_patient_alone_has_no_interval():
+    labels, probabilities = answers(1, count=6)
+    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights), ["p"] * 6)
+    assert values["accuracy"] is not None and bounds["accuracy"] is None
+    assert bounds["binary"]["auroc"] is None
+    assert "(too few patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
+
+
+def test_a_difference_on_too_few_patients_is_no_finding(tmp_path, capsys):
+    for count, told in ((1, False), (4, True)):
+        labels, right, wrong, patients = few(count)
+        a, b = (write(tmp_path / f"{name}.csv", labels, p, patients) for name, p in (("a", right), ("b", wrong)))
+        compare.main([str(a), str(b)])
+        line = next(line for line in capsys.readouterr().out.splitlines() if "viral sensitivity" in line)
+        assert line.split(maxsplit=3)[2:] == ["+1.0000", "(+1.0000 to +1.0000)  *"] if told else True
+        assert told or line.endswith("+1.0000  (too few patients for an interval)")
 
 
 def test_mcnemar_of_the_published_example():

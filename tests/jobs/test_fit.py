@@ -8,6 +8,7 @@ from sklearn.metrics import log_loss
 from jobs import JobError
 from jobs.evaluation import fit
 from model.calibration import rescale
+from model.outliers import Outliers
 
 RANDOM = np.random.default_rng(0)
 
@@ -68,6 +69,15 @@ def test_a_rare_class_stays_rare_where_films_are_few(prior):
     fitted = rescale(probabilities, *fit.temperature(labels, probabilities, prior))
     often = fit.as_often(labels, prior)
     np.testing.assert_allclose(often @ fitted / often.sum(), prior, rtol=0.02)
+
+
+@pytest.mark.parametrize("prior", [(0.6, 0.2, 0.2), (0.34, 0.33, 0.33)])
+def test_a_prior_is_met_where_one_class_has_few_films(prior):
+    kept = np.concatenate([np.flatnonzero(label == LABELS)[:count] for label, count in enumerate((200, 200, 10))])
+    labels, probabilities = LABELS[kept], TRUE[kept]
+    fitted = rescale(probabilities, *fit.temperature(labels, probabilities, prior))
+    often = fit.as_often(labels, prior)
+    np.testing.assert_allclose(often @ fitted / often.sum(), prior, atol=0.003)
 
 
 def test_the_operating_points_hold_what_they_promise():
@@ -150,3 +160,9 @@ def test_one_in_a_hundred_held_out_films_lies_beyond():
     fitted = fit.outliers(labels, images, features, held_out)
     assert (fitted.distances(held_out) > fitted.threshold).mean() == pytest.approx(0.01, abs=0.0011)
     assert fitted.mean_film.std() == pytest.approx(1)
+    for count, beyond in ((99, 0), (100, 1), (613, 6)):
+        some = [held_out[0][:count]]
+        fitted = Outliers.from_json(fit.outliers(labels, images, features, some).to_json())  # as it is read
+        distances = fitted.distances(some)
+        assert (distances > fitted.threshold).sum() == beyond
+        assert np.abs(distances / fitted.threshold - 1).min() > 1e-5  # never at a film

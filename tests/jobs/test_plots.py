@@ -44,7 +44,9 @@ DRAWINGS = {
     "reliability": lambda path: plots.reliability_diagrams(
         LABELS, {"before": PROBABILITIES, "after": PROBABILITIES}, path
     ),
-    "risk_coverage": lambda path: plots.risk_coverage_curve(LABELS, PROBABILITIES, 0.5, path),
+    "risk_coverage": lambda path: plots.risk_coverage_curve(
+        LABELS, PROBABILITIES, {"coverage": 0.5, "accuracy": 0.93}, path
+    ),
     "class_distribution": lambda path: plots.class_distribution({"train": LABELS, "test": LABELS[:7]}, path),
     "heatmaps": lambda path: plots.heatmap_grid([CASE] * 5, path),
     "shifts": lambda path: plots.shift_curves(SHIFTS, path),
@@ -56,7 +58,7 @@ WORDS = {
     "roc": ["ROC, 60 films", "normal, AUROC 0.9", "pneumonia, AUROC 0.9"],
     "precision_recall": ["viral, average precision 0.", "recall (sensitivity)"],
     "reliability": ["Reliability, 60 films", "before: ECE ", "after: ECE ", "confidence in the most probable class"],
-    "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: "],
+    "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: 50 %, of them 7 % wrong"],
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
     "shifts": ["jpeg quality", "accuracy, three classes", "accuracy, normal against pneumonia", "AUROC, pneumonia"],
@@ -109,6 +111,13 @@ def test_absent_classes(kept, tmp_path, words):
 def test_no_films_to_show(tmp_path, words):
     plots.heatmap_grid([], tmp_path / "h.png")
     assert "no film to show" in words
+
+
+@pytest.mark.parametrize("decided", [None, {"coverage": 0.0, "accuracy": None}])
+def test_where_nothing_is_decided_nothing_is_marked(decided, tmp_path, words):
+    plots.risk_coverage_curve(LABELS, PROBABILITIES, decided, tmp_path / "r.png")
+    assert "What is left undecided, and what it saves, 60 films" in words
+    assert not any(word.startswith("decided here") for word in words)
 
 
 def test_the_titles_of_wrong_answers_are_red(tmp_path, monkeypatch):

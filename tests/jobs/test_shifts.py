@@ -67,13 +67,16 @@ def test_every_variant_comes_once():
 def test_negatives_are_files_of_every_kind_and_repeat(monkeypatch):
     monkeypatch.setattr(negatives, "COUNT", 2)
     films = np.stack([FILM, SMOOTH, 255 - SMOOTH])
-    made = list(negatives.pictures(films))
-    kinds = [kind for kind, _ in made]
+    made = list(negatives.pictures(films, list("aba")))
+    kinds = [picture.kind for picture in made]
     assert list(dict.fromkeys(kinds)) == [*negatives.DRAWN, *negatives.CHANGED] and len(made) == 2 * 8
-    assert made == list(negatives.pictures(films))
-    assert made != list(negatives.pictures(films, seed=1))
-    reasons = {kind: objection(preprocess.decode(data)) for kind, data in made}
+    assert made == list(negatives.pictures(films, list("aba")))
+    assert made != list(negatives.pictures(films, list("aba"), seed=1))
+    for kind in kinds:  # each is of another patient, so that they are independent
+        assert len({picture.patient for picture in made if picture.kind == kind}) == 2
+    assert {picture.patient for picture in made if picture.kind in negatives.CHANGED} == {"a", "b"}
+    reasons = {picture.kind: objection(preprocess.decode(picture.file)) for picture in made}
     assert reasons["colour textures like photographs"] == "this is a colour picture; X-ray films are gray"
     assert reasons["text pages"] is None  # left to what was learned
-    upside_down = [preprocess.decode(data).pixels for kind, data in made if kind == "films upside down"]
+    upside_down = [preprocess.decode(picture.file).pixels for picture in made if picture.kind == "films upside down"]
     assert all(any((film[::-1, ::-1] == one).all() for one in films) for film in upside_down)

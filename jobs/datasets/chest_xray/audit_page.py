@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
-from jobs.evaluation.tables import markdown
+from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 
 LISTED = 10  # leaks and reasons that are spelled out; the others are counted
@@ -119,7 +119,7 @@ def _told(told: Mapping[str, Told | str]) -> list[str]:
 
     def stated(found: Told, name: str) -> str:
         value, interval = getattr(found, name), found.intervals[name]
-        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+        return "" if value is None else f"{value:.3f} {between(interval, '.3f')}"
 
     sentences = []
     for name, found in told.items():
