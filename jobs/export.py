@@ -103,7 +103,8 @@ def _write_safetensors(path: Path, loaded: checkpoint.Checkpoint, facts: Mapping
         source.read(str(path))  # every digest is compared
     except WeightsError as error:
         raise JobError(f"what was written is not what was read: {error}") from error
-    return f"next: python jobs/train.py --config configs/{meta['architecture']}.py --config.init_from={{out}}"
+    config = f"configs/{meta['architecture']}.py"
+    return f"next: python jobs/train.py --config {config} --config.init_from={{out}} --workdir RUN"
 
 
 def _write_onnx(path: Path, predictor: Predictor, facts: Mapping[str, str]) -> str:
@@ -174,7 +175,7 @@ def _facts(metas: Sequence[Mapping[str, Any]], calibration: Calibration | None) 
         "classes": json.dumps(CLASSES),
         "storage_size": json.dumps(metas[0]["storage_size"]),
         "image_size": of_each(lambda meta: meta["image_size"]),
-        "side": of_each(lambda meta: meta.get("side", 1.0)),
+        "side": of_each(lambda meta: meta["side"]),
         "step": of_each(lambda meta: meta["step"]),
         "weights_digest": of_each(checkpoint.weights_digest),
         "purpose": "for education and research, never for diagnosis",

@@ -4,6 +4,7 @@
     python jobs/prepare.py --source chest_xray.zip --data_dir data a folder or zip in the Kaggle layout, or with
                                                                    bacterial, normal and viral folders
     python jobs/prepare.py --source phantom --data_dir data        synthetic films, in seconds, to try things out
+    python jobs/prepare.py --source my_films --data_dir mine --license "not public" --citation "Our hospital, 2026"
 
 The official test folder is left as it is; everything else is pooled, byte-identical files are merged, and about 12 %
 of the patients of each class are held out for validation. Files that cannot be used are listed, with the reason, in
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -21,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jobs import run, whole
+from jobs import UsageError, run, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
@@ -34,14 +36,23 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "'download', 'phantom', or the path of a folder or zip of chest X-rays.", required=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the prepared dataset goes.")
+_LICENSE = flags.DEFINE_string("license", None, "Of films that are not the published ones, as 'CC0' or 'not public'.")
+_CITATION = flags.DEFINE_string("citation", None, "Whose films they are, and of whom, where not the published ones.")
 
 
 def main() -> None:
-    prepare(_SOURCE.value, Path(_DATA_DIR.value), Console())
+    given = {"license": _LICENSE.value, "citation": _CITATION.value}
+    whose = {name: value or "not stated" for name, value in given.items()} if any(given.values()) else None
+    if whose and _SOURCE.value in ("download", "phantom"):
+        raise UsageError(f"--license and --citation are known of {_SOURCE.value}; give them with a folder or zip")
+    prepare(_SOURCE.value, Path(_DATA_DIR.value), Console(), whose)
 
 
-def prepare(source: str, data_dir: Path, console: Console) -> Path:
-    """Prepares `source` into `data_dir` and prints what went where; returns the dataset's folder."""
+def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, str] | None = None) -> Path:
+    """Prepares `source` into `data_dir` and prints what went where; returns the dataset's folder.
+
+    `whose` are the `license` and `citation` of films that are not the published ones.
+    """
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(), console=console, transient=True,
@@ -58,8 +69,14 @@ def prepare(source: str, data_dir: Path, console: Console) -> Path:
             builder = ChestXray
             path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
             sorted_films = sort(path, progress("reading"))
-    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name)
+    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name, whose)
     _report(sorted_films, folder, console)
+    if source not in ("phantom", "download") and not whose:
+        console.print(
+            f"Taken for films of the published dataset, licence {builder.LICENSE}; of others give --license and "
+            "--citation, which checkpoints, cards and the page repeat.",
+            soft_wrap=True,
+        )
     if source != "phantom":
         _write_quarantine(sorted_films.quarantine, data_dir / "quarantine.csv", console)
     return folder

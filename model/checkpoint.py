@@ -177,6 +177,8 @@ class Writer:
         """What Orbax raises where it cannot write, some of it one save later, becomes a CheckpointError."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # a device or another process, not the disk
+            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CheckpointError(

@@ -225,7 +225,12 @@ def _member(meta: Mapping[str, Any]) -> Member:
         raise checkpoint.CheckpointError(
             f"a checkpoint of step {meta['step']} is of another version: {error}"
         ) from error
-    return Member(module, meta["image_size"], meta.get("side", 1.0))
+    if "side" not in meta:
+        raise checkpoint.CheckpointError(
+            f"a checkpoint of step {meta['step']} is of another version, which standardised all films by one mean; "
+            "train it again"
+        )
+    return Member(module, meta["image_size"], meta["side"])
 
 
 def _fit(member: Member, variables: Any) -> Any:

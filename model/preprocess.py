@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
 MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
+DETECTORS = (8, 10, 12, 14, 16)  # bits
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
@@ -42,7 +43,7 @@ def decode(data: bytes) -> Decoded:
     """Decodes an image file to upright 8-bit grayscale.
 
     Args:
-      data: the whole file: PNG, JPEG, WebP, TIFF or BMP; any colour mode; 8, 12 or 16 bits, or float.
+      data: the whole file: PNG, JPEG, WebP, TIFF or BMP; any colour mode; 8 to 16 bits, or float.
 
     Returns:
       The film at its own size; EXIF orientation applied, transparency laid over black. Of several pages or pictures in
@@ -189,12 +190,12 @@ def _chroma(image: Image.Image) -> float:
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Integers or floats of 8, 12, 16 or more bits to uint8; the depth is the smallest that holds the maximum."""
+    """Integers or floats of 8 bits or more to uint8; the depth is the smallest of DETECTORS that holds the maximum."""
     if not np.isfinite(pixels).all():
         raise ImageRefused("the image holds values that are not numbers; export it again")
     low, high = pixels.min(), pixels.max()
     if low < 0:
         raise ImageRefused(f"the image holds negative values (down to {low}); export it as 8- or 16-bit")
-    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (255.0, 4095.0, 65535.0, float(high))
+    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (*(2.0**bits - 1 for bits in DETECTORS), float(high))
     full = next(depth for depth in depths if high <= depth)
     return np.round(pixels.astype(np.float64) * (255.0 / full)).astype(np.uint8)

@@ -95,9 +95,9 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             builder=self,
             description=self.DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
-            homepage=self.HOMEPAGE,
-            citation=self.CITATION,
-            license=self.LICENSE,
+            homepage=self.HOMEPAGE if self._facts["citation"] == self.CITATION else "",
+            citation=self._facts["citation"],
+            license=self._facts["license"],
             metadata=tfds.core.MetadataDict(self._facts),
         )
 
@@ -112,8 +112,21 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             yield film.name, example
 
 
-def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir: Path, source: str) -> Path:
+def write(
+    builder: type[FilmBuilder],
+    splits: Mapping[str, list[Film]],
+    data_dir: Path,
+    source: str,
+    whose: Mapping[str, str] | None = None,
+) -> Path:
     """Writes a dataset beside any older one, then puts it in the older one's place.
+
+    Args:
+      builder: of the dataset.
+      splits: its films.
+      data_dir: where it goes.
+      source: as it is told.
+      whose: `license` and `citation` of films that are not those which the builder speaks of.
 
     Returns:
       The folder of the dataset.
@@ -125,6 +138,7 @@ def write(builder: type[FilmBuilder], splits: Mapping[str, list[Film]], data_dir
         "source": source,
         "license": builder.LICENSE,
         "citation": builder.CITATION,
+        **(whose or {}),
     }
     data_dir.mkdir(parents=True, exist_ok=True)
     tfds.disable_progress_bar()  # it draws one bar a shard

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
@@ -76,10 +77,11 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     if predictor.meta["dataset"]["name"] == PHANTOM:
         lines.append("It was trained on synthetic drawings: what it answers to a real film means nothing.")
     else:
+        published = predictor.meta["dataset"]["citation"] == ChestXray.CITATION
+        whom = "As it was published, the dataset is of children of one to five years, of one hospital. "
         elsewhere = "" if measured["films_are"] == APART else ": nothing here was measured there"
         lines += [
-            "As it was published, the dataset is of children of one to five years, of one hospital. Expect worse on "
-            f"other ages, hospitals and machines{elsewhere}.",
+            f"{whom if published else ''}Expect worse on other ages, hospitals and machines{elsewhere}.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
             "not even by experts, and a film of any other disease is called one of the three classes.",
         ]
@@ -163,7 +165,7 @@ def _details(predictor: Predictor) -> str:
                 str(number_of),
                 meta["architecture"],
                 f"{sum(map(math.prod, shapes)):,}",
-                f"{meta['image_size']} px of the middle {share(meta.get('side', 1.0))} of the side",
+                f"{meta['image_size']} px of the middle {share(meta['side'])} of the side",
                 str(meta["epoch"]),
                 str(meta["config"]["seed"]),
                 digest[:12],

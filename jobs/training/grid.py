@@ -109,7 +109,8 @@ def _value(text: str, field: str, default: Any) -> Any:
             return {"true": True, "false": False}[text.lower()]
         if kind is tuple:
             values = ast.literal_eval(text)
-            if not isinstance(values, tuple) or {type(value) for value in values} != {type(value) for value in default}:
+            kinds = [{type(value) for value in one} for one in (values, default)]
+            if not isinstance(values, tuple) or (all(kinds) and kinds[0] != kinds[1]):
                 raise ValueError
             return values
         return kind(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from jobs import whole
 from jobs.evaluation import plots
@@ -26,7 +29,11 @@ class Journal:
 
     def __init__(self, config: ConfigDict, workdir: Path, history: list[dict[str, Any]], console: Console):
         self._epochs, self._workdir, self._console = epochs(config), workdir, console
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=len(history) + 1)
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        # Not by SummaryWriter, whose thread dies where the disk is full, and with it whoever waits for its queue.
+        self._events = EventsWriter(str(workdir / "tensorboard/events"))
+        purge = SessionLog(status=SessionLog.START)  # of what a run that was killed may have written of later epochs
+        self._events.write_event(Event(step=len(history) + 1, wall_time=time.time(), session_log=purge))
         with whole(workdir / "config.json") as path:
             path.write_text(json.dumps(plain(config), indent=1))
         self._write_log(history)  # a run that was killed may have logged more than it had saved
@@ -43,7 +50,9 @@ class Journal:
         self._write_log(history)
         for name, value in row.items():
             if isinstance(value, float) and math.isfinite(value):
-                self._events.add_scalar(name, value, row["epoch"])
+                told = Event(step=row["epoch"], wall_time=time.time(), summary=scalar(name, value))
+                self._events.write_event(told)
+        self._events.flush()
         with whole(self._workdir / "curves.png") as path:
             plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
         self._console.print(_line(row, self._epochs), soft_wrap=True)

@@ -44,8 +44,14 @@ from model.weights.source import read
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
 
 
+CURE = (  # of a run that diverged
+    "lower --config.optimizer.learning_rate, or that of the phase, or use --config.dtype=float32, in another "
+    "--workdir; --config.init_from=THIS_WORKDIR begins with the best checkpoint that is there"
+)
+
+
 class Diverged(JobError):
-    """The loss or the gradient stayed without a finite value."""
+    """The loss, the gradient or the answers stayed without a finite value."""
 
 
 def train(
@@ -80,7 +86,16 @@ def train(
     with locked(workdir) if main else contextlib.nullcontext() as stale, listening as signalled:
         if stale:
             console.print(f"the lock of {stale}, is stale: that process is gone", soft_wrap=True)
-        return _train(config, workdir, devices, console, signalled)
+        try:
+            return _train(config, workdir, devices, console, signalled)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise JobError(
+                f"a device has too little memory for its share of {config.global_batch_size} films of "
+                f"{config.data.train_size or config.data.image_size} px a step ({str(error).splitlines()[0][:200]}); "
+                "lower --config.global_batch_size or the size, or take more devices"
+            ) from error
 
 
 def finished(config: ConfigDict, workdir: Path) -> bool:
@@ -263,11 +278,7 @@ def _epoch(
         losses.append(math.nan if step_metrics["skipped"] else float(step_metrics["loss"]))
         advance(len(losses))
         if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
-            raise Diverged(
-                f"{max_skipped} steps in a row gave no finite loss or gradient; lower "
-                "--config.optimizer.learning_rate, or that of the phase, or use --config.dtype=float32, in another "
-                "--workdir; --config.init_from=THIS_WORKDIR begins with the best checkpoint that is there"
-            )
+            raise Diverged(f"{max_skipped} steps in a row gave no finite loss or gradient; {CURE}")
 
     taken, stopped, previous = len(losses), False, None
     while taken < count and not stopped:
@@ -300,6 +311,8 @@ def _measure(
         from scipy.special import softmax  # half a second, which no `--help` should wait for
 
         probabilities = softmax(ask(held_out), axis=1)
+    if not np.isfinite(probabilities).all():
+        raise Diverged(f"what the network answers to held-out films is no number any more; {CURE}")
     return metrics.score(held_out[1], probabilities)
 
 

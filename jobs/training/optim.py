@@ -51,7 +51,7 @@ def build(
     clip_norm: float,
     rate_factors: Any = None,
 ) -> optax.GradientTransformation:
-    """An optimizer whose updates `reduce_on_plateau` can scale between epochs.
+    """An optimizer whose updates `set_plateau_scale` can scale between epochs.
 
     Args:
       name: "adamw" (Loshchilov & Hutter 2019) or "sgd" (with Nesterov momentum).

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.datasets.films import SPLITS, write
+from jobs.datasets.films import SPLITS, facts, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
 from model import checkpoint
@@ -133,6 +133,14 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     assert rows[0]["file"] == "train/NORMAL/IM-0990-0001.jpeg" and rows[0]["reason"] == "unreadable"
     again = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
     assert again == out
+    assert "Taken for films of the published dataset, licence CC BY 4.0; of others give --license" in out
+    whose = ("--license", "not public")
+    out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "ours", *whose))
+    assert "published" not in out
+    of = facts(tmp_path / "ours", "chest_xray")
+    assert (of["license"], of["citation"]) == ("not public", "not stated")
+    result = job("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", *whose)
+    assert result.returncode == 2 and "--license and --citation are known of phantom" in result.stderr
 
 
 def test_prepare_refuses_in_one_line(tmp_path):

@@ -53,6 +53,14 @@ def test_real_films_know_their_source(kaggle, tmp_path):
     assert (split.images[split.names.index("IM-0050-0001.jpeg")] == original).all()
 
 
+def test_films_of_others_are_said_to_be_theirs(kaggle, tmp_path):
+    whose = {"license": "not public", "citation": "A hospital"}
+    folder = films.write(ChestXray, sort(kaggle).splits, tmp_path / "data", "ours", whose)
+    split = films.read(tmp_path / "data", "chest_xray", "test")
+    assert {name: split.facts[name] for name in whose} == whose
+    assert not any(word in path.read_text() for path in folder.glob("*.json") for word in ("Kermany", "CC BY", "rscb"))
+
+
 def test_preparing_again_replaces_and_leaves_nothing_behind(kaggle, tmp_path):
     data = tmp_path / "data"
     films.write(ChestXray, sort(kaggle).splits, data, "kaggle")

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
 
 from configs import base, cnn
 from jobs import JobError
-from jobs.training import beginning, loop, optim, steps
+from jobs.training import beginning, journal, loop, optim, steps
 from model import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,15 @@ def test_what_a_run_leaves_behind(straight):
     workdir, printed = straight
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "config.json").read_text())["model"]["options"]["widths"] == [4, 8]
-    assert any("tfevents" in path.name for path in (workdir / "tensorboard").iterdir())
+    (events,) = (workdir / "tensorboard").iterdir()
+    records = []
+    with events.open("rb") as file:  # length, its checksum, the event, its checksum
+        while head := file.read(12):
+            records.append(Event.FromString(file.read(int.from_bytes(head[:8], "little"))))
+            file.read(4)
+    told = {(value.tag, event.step): value.simple_value for event in records for value in event.summary.value}
+    for row in log(workdir):
+        assert told["val_loss", row["epoch"]] == pytest.approx(row["val_loss"])
     assert "epoch   4/4" in printed and "python jobs/evaluate.py --checkpoint" in printed
 
 
@@ -204,6 +213,35 @@ def test_a_run_that_diverges_stops_and_keeps_what_it_had(phantom_data, tmp_path,
     with pytest.raises(JobError, match="2 steps in a row gave no finite loss or gradient; lower --config.optimizer"):
         train(made, tmp_path / "other")
     assert checkpoint.load(tmp_path).step == 3
+
+
+def test_answers_that_are_no_numbers_are_a_run_that_diverged(phantom_data, tmp_path, monkeypatch):
+    real = loop.answers
+    monkeypatch.setattr(loop, "answers", lambda *args: real(*args) * np.nan)
+    with pytest.raises(
+        loop.Diverged, match="answers to held-out films is no number any more; lower --config.optimizer"
+    ):
+        train(config(phantom_data), tmp_path)
+
+
+def test_too_little_memory_is_told_with_the_cure(phantom_data, tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    monkeypatch.setattr(loop, "_epoch", exhausted)
+    with pytest.raises(
+        JobError, match="too little memory .* 16 films of 32 px .*9 bytes.*; lower --config.global_batch"
+    ):
+        train(config(phantom_data), tmp_path)
+
+
+def test_a_disk_that_is_full_of_events_ends_the_run(phantom_data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.EventsWriter, "write_event", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(config(phantom_data), tmp_path)
 
 
 def test_two_devices_are_told(phantom_data, tmp_path):

@@ -1,5 +1,6 @@
 """Grids name fields and values that there are; each cell is a run, ranked by what selects."""
 
+import ast
 import csv
 import io
 from types import SimpleNamespace
@@ -42,6 +43,9 @@ def test_fields_are_named_by_path_end_or_part():
         "model.options.widths": [(4, 8), (8,)],
         "data.balance": ["none", "loss"],
     }
+    for before, typed in (((), "(8,16)"), ((8, 16), "()")):  # of an empty one nothing is known
+        made.model.options.widths = before
+        assert grid.parse(f"widths={typed}", made) == {"model.options.widths": [ast.literal_eval(typed)]}
 
 
 @pytest.mark.parametrize(

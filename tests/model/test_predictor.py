@@ -35,6 +35,7 @@ def save(directory, change=lambda variables: variables, **meta):
         "options": OPTIONS,
         "classes": ["normal", "bacterial", "viral"],
         "image_size": 32,
+        "side": 1.0,
         "storage_size": 64,
     }
     with checkpoint.Writer(directory) as writer:
@@ -123,6 +124,7 @@ META = {
     "options": {"widths": (4, 8), "blocks": (1, 1)},
     "classes": ["normal", "bacterial", "viral"],
     "image_size": 32,
+    "side": 1.0,
     "storage_size": 64,
     "config": {"seed": 0},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64},
@@ -292,6 +294,13 @@ def test_an_unknown_architecture_is_named(run):
     gone = loaded.meta | {"options": loaded.meta["options"] | {"stem_channels": 3}}
     with pytest.raises(checkpoint.CheckpointError, match="unknown option stem_channels of cnn"):
         Predictor([dataclasses.replace(loaded, meta=gone)])
+
+
+def test_a_checkpoint_of_films_that_were_standardised_otherwise_is_refused(run):
+    loaded = checkpoint.load(run[0])
+    older = {name: value for name, value in loaded.meta.items() if name != "side"} | {"mean": 0.5, "std": 0.25}
+    with pytest.raises(checkpoint.CheckpointError, match="step 10 is of another version, .* train it again"):
+        Predictor([dataclasses.replace(loaded, meta=older)])
 
 
 def test_nothing_to_open_says_how_to_train(tmp_path):

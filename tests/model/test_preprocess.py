@@ -305,8 +305,12 @@ def test_sixteen_bits_in_either_byte_order(byte_order):
 @pytest.mark.parametrize(
     ("dtype", "brightest", "full"),
     [
+        (np.uint16, 256, 1023),
+        (np.uint16, 1023, 1023),
         (np.uint16, 4095, 4095),
-        (np.uint16, 4096, 65535),
+        (np.uint16, 4096, 16383),
+        (np.uint16, 16383, 16383),
+        (np.uint16, 16384, 65535),
         (np.uint16, 65535, 65535),
         (np.int32, 65536, 65536),
         (np.int32, 2_000_000_000, 2_000_000_000),

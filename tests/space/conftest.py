@@ -27,6 +27,7 @@ def meta() -> dict:
         "options": {"widths": (4, 8), "blocks": (1, 1)},
         "classes": list(CLASSES),
         "image_size": 32,
+        "side": 1.0,
         "storage_size": 64,
         "config": {},
         "dataset": {

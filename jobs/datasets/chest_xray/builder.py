@@ -8,10 +8,7 @@ from jobs.datasets.films import FilmBuilder
 class ChestXray(FilmBuilder):
     """Writes real chest X-rays."""
 
-    DESCRIPTION = (
-        "Frontal chest X-rays of children of one to five years: normal, bacterial and viral pneumonia "
-        "(Guangzhou Women and Children's Medical Center)."
-    )
+    DESCRIPTION = "Frontal chest X-rays: normal, bacterial and viral pneumonia."
     HOMEPAGE = "https://data.mendeley.com/datasets/rscbjbr9sj"
     LICENSE = "CC BY 4.0"
     CITATION = (
