@@ -245,12 +245,17 @@ def test_more_seeds_add_to_what_is_there_and_other_values_do_not_pass_for_it(pha
     assert [loop.finished(member.config, member.workdir) for member in more] == [True] * 4 + [False] * 2
     shutil.rmtree(phantom_copy := tmp_path / "member-1")
     assert not loop.finished(more[0].config, phantom_copy)
-    shorter = crossval.plan(tiny(phantom_data, seed=5, epochs=1), straight[0], FOLDS, SEEDS)
-    assert loop.finished(shorter[0].config, shorter[0].workdir)  # it was trained for two
     with pytest.raises(JobError, match=r"member-2 holds a run of another config \(data.fold: 1 -> 0\)"):
         train_all([more[1]._replace(config=more[0].config)])
     with pytest.raises(JobError, match=r"member-2 holds a run of another config \(label_smoothing: 0.05 -> 0.0\)"):
         train_all(crossval.plan(tiny(phantom_data, seed=5, label_smoothing=0.0), tmp_path, FOLDS, 1)[1:])
+
+
+def test_a_shorter_command_does_not_change_what_members_were_trained_with(phantom_data, straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
+    shorter = crossval.plan(tiny(phantom_data, seed=5, epochs=1), tmp_path, FOLDS, SEEDS)
+    assert loop.finished(shorter[0].config, shorter[0].workdir)
+    assert crossval.measure(shorter, tmp_path)["config"] == json.loads(json.dumps(straight[1]["config"]))
 
 
 def test_seen_films_do_not_pass_for_held_out_ones(phantom_data, straight, tmp_path):
