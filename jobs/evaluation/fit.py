@@ -136,10 +136,9 @@ def outliers(
     """
     members = tuple(gaussians(labels, of_member) for of_member in features)
     mean_film = thumbnails(images).mean(axis=0)
-    # As it will be read, for what is stored is rounded.
-    fitted = Outliers.from_json(Outliers(members, 0.0, mean_film / mean_film.std()).to_json())
+    fitted = Outliers(members, 0.0, mean_film / mean_film.std())
     distances = np.sort(fitted.distances(held_out_features))
     within = len(distances) - int(FALSE_REFUSALS * len(distances))
-    # Halfway between films, or the last bit of a film's distance would decide about it.
+    # Halfway between films, or what is rounded when it is stored would decide about one.
     threshold = np.append(distances, 1.02 * distances[-1])[within - 1 : within + 1].mean()
     return dataclasses.replace(fitted, threshold=float(threshold))
