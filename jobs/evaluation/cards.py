@@ -177,6 +177,9 @@ def _details(predictor: Predictor) -> str:
         told.append("The answer is the mean of the members' probabilities, calibrated.")
     origins = sorted({_origin(meta["origin"]) for meta in predictor.metas if meta.get("origin")})
     begun = f"begun with {' and with '.join(origins)}" if origins else "trained from scratch, without other data"
+    fresh = [str(number_of) for number_of, meta in enumerate(predictor.metas, 1) if not meta.get("origin")]
+    if origins and fresh:
+        begun += f"; member {' and '.join(fresh)} began at random"
     told.append(
         f"Convolutional networks {begun}. Code: Apache-2.0. Weights: trained on "
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "

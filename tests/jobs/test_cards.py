@@ -175,6 +175,10 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     text = cards.card(Predictor(loaded, calibration), measured, reported / "report")
     first, second = (re.search(rf"Training of member {which}: (.*)", text)[1] for which in (1, 2))
     assert "mixup 0.7," in second and "mixup 0.7," not in first
+    assert "begun with" not in text
+    loaded[1].meta["origin"] = {"from": "films", "step": 3, "weights_digest": "abc", "origin": None}
+    begun = cards.card(Predictor(loaded, calibration), measured, reported / "report")
+    assert "networks begun with `films` (step 3, abc), which began at random; member 1 began at random. Code" in begun
     told = "The films with `person[12]_` in their names were left out."
     assert second.startswith(told) and "left out" not in first
     assert "Of these member 2 did not learn the ones that are said under Model details to be left out." in text
