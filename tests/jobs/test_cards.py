@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import cards, intervals, metrics
 from jobs.evaluation.report import APART, HELD_OUT
 from model import checkpoint
@@ -85,6 +86,10 @@ def test_the_card_claims_no_more_than_is_known(reported):
     predictor = Predictor.open(reported)
     measured = json.loads((reported / "report/metrics.json").read_text())
     measured["dataset"]["name"] = predictor.meta["dataset"]["name"] = "chest_xray"
+    predictor.meta["dataset"]["citation"] = "A hospital"
+    text = cards.card(predictor, measured, reported / "report")
+    assert "As it was published" not in text and "Expect worse on other ages" in text
+    predictor.meta["dataset"]["citation"] = ChestXray.CITATION
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
     assert f"({metrics.BINS} bins, of equal width" in text and f"over {intervals.RESAMPLES:,} bootstrap" in text
     assert "As it was published, the dataset is of children of one to five years, of one hospital." in text
