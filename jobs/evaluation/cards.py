@@ -152,7 +152,7 @@ def _training(meta: dict[str, Any]) -> str:
         + f"{config['optimizer']['name']}, {_schedule(config)} of {config['global_batch_size']} "
         f"films a step; {balance.get(config['data']['balance'], 'films as they come')}; label smoothing "
         f"{config['label_smoothing']:g}, mixup {config['mixup_alpha']:g}, averaged weights {config['ema_decay']:g}; "
-        f"random changes of every film: {', '.join(changes) or 'none'}. " + f"{kept} is kept."
+        f"random changes of every film: {', '.join(changes) or 'none'}. {kept} is kept."
     )
 
 
