@@ -67,6 +67,9 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
         except errors as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
+        except BrokenPipeError:  # who reads what is printed has left, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except OSError as error:
             if error.errno not in _OF_THE_DISK:
                 raise

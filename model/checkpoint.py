@@ -258,7 +258,8 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
     found = steps(directory)
     if not found:
         raise CheckpointError(
-            f"no checkpoint in {directory}; train one: python jobs/train.py --config configs/cnn.py "
+            f"no checkpoint in {directory}{'' if directory.exists() else ', which is not there'}; give the folder of a "
+            "run or a bundle, such as space/checkpoint, or train one: python jobs/train.py --config configs/cnn.py "
             f"--workdir {directory}"
         )
     problems: list[str] = []

@@ -97,7 +97,9 @@ class Outliers:
             elif wrong_way and other > LIKENESS:
                 reasons.append("this looks like a film that is turned; the head must be at the top")
             elif inverted or wrong_way or far[index]:
-                reasons.append("this is not like the chest films that the model learned from")
+                reasons.append(
+                    "this is not like the chest films that the model learned from; cut off what is around the film"
+                )
             else:
                 reasons.append(None)
         return reasons

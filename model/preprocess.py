@@ -152,7 +152,7 @@ def to_input(images: jax.Array, size: int, side: float = 1.0) -> jax.Array:
 
 
 def from_middle(maps: jax.Array, side: float) -> jax.Array:
-    """Maps of the middle of films, as `to_input` saw it -> maps of the whole films, 0 where it did not look.
+    """Maps of the middle of films, as `to_input` saw it -> of whole films, 0 in cells whose middle it did not see.
 
     Args:
       maps: (..., h, w) float.

@@ -227,6 +227,11 @@ def main() -> None:
         build(arguments.checkpoint).launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
     except (OSError, OverflowError) as error:
         sys.exit(f"error: nothing can be served on port {arguments.port} ({error}); give another with --port")
+    except ValueError as error:  # of Gradio, which asks its own page whether it is there
+        sys.exit(
+            f"error: the page does not answer on this machine ({error}); try again where it was busy, set "
+            "NO_PROXY=localhost where there is a proxy, or give --share"
+        )
 
 
 if __name__ == "__main__":

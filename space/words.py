@@ -111,6 +111,8 @@ def about(predictor: Predictor) -> str:
         if predictor.calibration
         else "Almost any picture gets an answer, also one that is no chest X-ray."
     )
+    learnt_mirrored = any(meta["config"]["augment"]["flip_probability"] for meta in predictor.metas)
+    mirrored = "" if learnt_mirrored else ", and do not trust the answer to a mirrored film, which passes for any other"
     return f"""\
 **The model.** {what}, {parameters:,} parameters, that see{"s" if len(predictor.metas) == 1 else ""} films in gray,
 squashed to a square: {networks}.
@@ -121,7 +123,7 @@ squashed to a square: {networks}.
 
 {_figures(predictor)}
 
-Expect worse on films of other hospitals, machines and ages. {refusals}
+Expect worse on films of other hospitals, machines and ages{mirrored}. {refusals}
 
 **The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
 map is not the most in another. Where the methods disagree, trust the maps less."""

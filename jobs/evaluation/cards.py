@@ -60,7 +60,7 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
         "Quantitative analyses": _analyses(predictor, measured, report),
         "Ethical considerations": _ETHICS,
         "Caveats and recommendations": _CAVEATS,
-        "Where reporting guidelines are answered": _guidelines(measured),
+        "Where reporting guidelines are answered": _guidelines(_external(predictor, measured)),
     }
     weights = ", ".join(digest[:12] for digest in predictor.weights)
     head = (
@@ -79,7 +79,7 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     else:
         published = predictor.meta["dataset"]["citation"] == ChestXray.CITATION
         whom = "As it was published, the dataset is of children of one to five years, of one hospital. "
-        elsewhere = "" if measured["films_are"] == APART else ": nothing here was measured there"
+        elsewhere = "" if _external(predictor, measured) else ": nothing here was measured there"
         lines += [
             f"{whom if published else ''}Expect worse on other ages, hospitals and machines{elsewhere}.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
@@ -87,11 +87,21 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
         ]
     border = parts["border only"]["binary_auroc"]
     if border["value"] is not None:
-        seen = border["interval"] is not None and border["interval"][0] > 0.5
-        remain = "Shortcuts remain: with" if seen else "No shortcut was seen in the border: with"
+        if border["interval"] is None:
+            remain = "Whether the border is a shortcut cannot be told"
+        elif border["interval"][0] > 0.5:
+            remain = "Shortcuts remain"
+        elif border["interval"][1] < 0.5:
+            remain = "The border moves the answer, to the wrong side"
+        else:
+            remain = "No shortcut was seen in the border"
         lines.append(
-            f"{remain} the middle of a film painted over, its border alone tells pneumonia from normal with an AUROC "
-            f"of {number(border['value'], border['interval'])}; .5 is guessing."
+            f"{remain}: with the middle of a film painted over, its border alone tells pneumonia from normal with an "
+            f"AUROC of {number(border['value'], border['interval'])}; .5 is guessing."
+        )
+    if not any(meta["config"]["augment"]["flip_probability"] for meta in predictor.metas):
+        lines.append(
+            "No mirrored film was learnt from, and a mirrored one passes for any other: do not trust its answer."
         )
     missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
     if missed:
@@ -175,11 +185,16 @@ def _details(predictor: Predictor) -> str:
     told = [markdown(rows)]
     if len(predictor.metas) > 1:
         told.append("The answer is the mean of the members' probabilities, calibrated.")
-    origins = sorted({_origin(meta["origin"]) for meta in predictor.metas if meta.get("origin")})
-    begun = f"begun with {' and with '.join(origins)}" if origins else "trained from scratch, without other data"
-    fresh = [str(number_of) for number_of, meta in enumerate(predictor.metas, 1) if not meta.get("origin")]
-    if origins and fresh:
-        begun += f"; member {' and '.join(fresh)} began at random"
+    origins = [_origin(meta["origin"]) if meta.get("origin") else "" for meta in predictor.metas]
+    if not any(origins):
+        begun = "trained from scratch, without other data"
+    elif len(set(origins)) == 1:
+        begun = f"begun with {origins[0]}"
+    else:
+        begun = "of which " + "; ".join(
+            f"member {number_of} {f'was begun with {origin}' if origin else 'began at random'}"
+            for number_of, origin in enumerate(origins, 1)
+        )
     told.append(
         f"Convolutional networks {begun}. Code: Apache-2.0. Weights: trained on "
         f"`{predictor.meta['dataset']['name']}`, licence {predictor.meta['dataset']['license']}. Made with {packages}. "
@@ -343,8 +358,8 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             f"Without a look at the film, AUROC of pneumonia: {sizes or 'all are of one size, which tells nothing'}.",
             "Pictures that are no upright chest films of a patient:",
             markdown(refused),
-            f"Heat maps: {share(outside['share'], outside['interval'])} of their energy lies outside the central "
-            f"region; of a map that is the same wherever the network looks, {share(outside['of_a_flat_map'])}. "
+            f"Heat maps (`{measured['method']}`): {share(outside['share'], outside['interval'])} of their energy lies "
+            f"outside the central region; of a flat map, blank where they are, {share(outside['of_a_flat_map'])}. "
             "Deletion and insertion; how well a map follows a film that is moved, and beside it how like the map of "
             "another film it is; and what is left of it when the network is randomised "
             f"({found['films']} films; `{found['chosen']}` is chosen: the best mean rank of the "
@@ -364,7 +379,7 @@ medical device, leaves films undecided, and refuses what it was not made for."""
 
 _CAVEATS = f"""\
 Compare models by `python jobs/compare.py` on the same films, not by two figures with overlapping intervals. Measure
-again, and calibrate again (`python jobs/calibrate.py --prior`), wherever the films or the shares of
+again wherever films come from elsewhere; calibrate again (`python jobs/calibrate.py --prior`) where the shares of
 {", ".join(CLASSES)} differ. Trust the maps less where methods disagree."""
 
 _EDITIONS = """\
@@ -372,9 +387,13 @@ CLAIM is that of 2020, with 42 items (Mongan et al., Radiology: Artificial Intel
 numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378)."""
 
 
-def _guidelines(measured: Mapping[str, Any]) -> str:
+def _external(predictor: Predictor, measured: Mapping[str, Any]) -> bool:
+    """Whether the films are of another source than those that were trained on, as far as their citations tell."""
+    return measured["dataset"]["citation"] != predictor.meta["dataset"]["citation"]
+
+
+def _guidelines(external: bool) -> str:
     """Where each item is answered."""
-    external = "Evaluation data (prepared apart)" if measured["films_are"] == APART else "none"
     rows = [
         ["guideline, item", "where"],
         ["CLAIM 1, 2 title and abstract", "head; Limits"],
@@ -394,7 +413,7 @@ def _guidelines(measured: Mapping[str, Any]) -> str:
         ["CLAIM 28, 29 metrics and uncertainty", "Metrics"],
         ["CLAIM 30 robustness", "Quantitative analyses; Factors"],
         ["CLAIM 31 explainability, and how it was validated", "Quantitative analyses"],
-        ["CLAIM 32 external testing", external],
+        ["CLAIM 32 external testing", "Evaluation data" if external else "none"],
         ["CLAIM 33, 34 participants and their characteristics", "Evaluation data; Factors"],
         ["CLAIM 35, 36 performance and its precision", "Quantitative analyses"],
         ["CLAIM 37 failures", "Factors; Quantitative analyses"],

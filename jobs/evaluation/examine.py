@@ -130,17 +130,22 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     # Each way: the groups in order, and which of them each film is in.
     ways: dict[str, tuple[Sequence[str], np.ndarray]] = {
         "file series": (found, np.array([found.index(name) for name in names])),
-        "brightness": (("dark third", "middle third", "bright third"), thirds(brightness)),
     }
-    if (numbers := [re.findall(r"\d+", patient) for patient in split.patients]) and all(numbers):
-        last = np.array([int(digits[-1]) for digits in numbers])
-        within = np.zeros(len(last), int)
-        for label in np.unique(split.labels):
-            within[split.labels == label] = thirds(last[split.labels == label])
+    numbers = [re.fullmatch(r"(?P<series>[^/]*?)(?P<number>\d+)(?:_[a-z]+)?", patient) for patient in split.patients]
+    if all(numbers):  # where a film names no patient, the key is its path
+        of_patient = np.array([int(found["number"]) for found in numbers if found])
+        # Normal films are of two series, each with numbers of its own.
+        whose = np.array(
+            [f"{label} {found['series']}" for label, found in zip(split.labels, numbers, strict=True) if found]
+        )
+        within = np.zeros(len(of_patient), int)
+        for one in np.unique(whose):
+            within[whose == one] = thirds(of_patient[whose == one])
         words = [f"{name}, {third} third" for name in CLASSES for third in ("low", "middle", "high")]
         ways["patient number"] = words, 3 * split.labels + within
     height, width = split.sizes.T
     for what, values, of_third in (
+        ("brightness", brightness, ("dark third", "middle third", "bright third")),
         ("source aspect", width / height, ("narrow third", "middle third", "wide third")),
         ("source resolution", np.sqrt(width * height), ("small third", "middle third", "large third")),
     ):
@@ -193,7 +198,7 @@ def heat_outside(maps: np.ndarray, flat: np.ndarray, patients: Sequence[str]) ->
 
     Args:
       maps: (N, h, w), at least 0; each cell counts with the part of it that is outside.
-      flat: (h, w) a map that is the same wherever the networks look.
+      flat: (h, w) a map that is the same wherever the networks have one.
       patients: (N,) who each film is of.
 
     Returns:
@@ -222,7 +227,9 @@ def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:MAPPED_FILMS]
     films = np.asarray(split.images)[chosen]
     steps = len(gradcam.METHODS) + len(faithfulness.CONTROLS)
-    table = dict(track(faithfulness.measure(predictor, films), "judging the maps", total=steps, transient=True))
+    patients = [split.patients[row] for row in chosen]
+    judged = faithfulness.measure(predictor, films, patients)
+    table = dict(track(judged, "judging the maps", total=steps, transient=True))
     if split.masks is not None:
         for method in gradcam.METHODS:
             table[method] |= faithfulness.on_lesions(
@@ -235,7 +242,7 @@ def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
             of_methods[method]["randomised"] = faithfulness.left(of_methods[method]["cascade"])
         return {"methods": of_methods, "against_blob": faithfulness.against_blob(of_methods)}
 
-    values, bounds = estimate(means, [split.patients[row] for row in chosen])
+    values, bounds = estimate(means, patients)
     against = {
         name: {column: {"value": row[column], "interval": bounds["against_blob"][name][column]} for column in row}
         for name, row in values["against_blob"].items()
@@ -260,8 +267,12 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
     ours = distances(np.asarray(split.images))
     made = list(negatives.pictures(np.asarray(split.images), split.patients))
     if split.facts["name"] != "phantom":
-        drawn = (phantom(index) for index in range(negatives.COUNT))
-        made += [negatives.Picture("phantoms", film.patient, film.png) for film in drawn]
+        drawn: dict[str, bytes] = {}
+        for film in map(phantom, itertools.count()):
+            drawn.setdefault(film.patient, film.png)
+            if len(drawn) == negatives.COUNT:
+                break
+        made += [negatives.Picture("phantoms", patient, png) for patient, png in drawn.items()]
     told = {}
     for kind, pictures in itertools.groupby(made, key=lambda picture: picture.kind):
         whose, files = zip(*((picture.patient, picture.file) for picture in pictures), strict=True)

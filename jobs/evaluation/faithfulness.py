@@ -135,7 +135,7 @@ def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: 
 
 
 def seen(predictor: Predictor, cells: int) -> np.ndarray:
-    """(cells, cells) where on a film its networks look at all: 1 where all do, 0 where none does."""
+    """(cells, cells) where on a film its networks have maps at all: 1 where all do, 0 where none does."""
     flat = []
     for member in predictor.members:
         inside = jnp.ones((1, round(cells * member.side), round(cells * member.side)))
@@ -163,19 +163,21 @@ def _turned(pictures: np.ndarray) -> np.ndarray:
     return ndimage.rotate(pictures, TURN_DEGREES, axes=(-1, -2), reshape=False, order=1, mode="nearest")
 
 
-def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(predictor: Predictor, images: np.ndarray, patients: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is known of the methods, and of the controls, film by film.
 
     Args:
       predictor: the model.
       images: (N, S, S) uint8; some hundred films are enough.
+      patients: (N,) who each film is of.
 
     Yields:
       A method, and of it, (N,) each: deletion and insertion, and their curves by the share that was changed. The rank
       correlation of the moved map with the map of the moved film (shift, rotation), of the map with that of
-      another_film, by which the former are to be read, and with that of the network of which the parts down to one
-      were randomised (cascade): a map that explains the network must lose it. Only places that the networks see are
-      compared, since maps agree where all are blank. Of a control, deletion and insertion alone.
+      another_film, by which the former are to be read (the next of another patient; NaN where there is none), and with
+      that of the network of which the parts down to one were randomised (cascade): a map that explains the network
+      must lose it. Only places that the networks see are compared, since maps agree where all are blank. Of a control,
+      deletion and insertion alone.
     """
 
     def ask(films: np.ndarray) -> np.ndarray:
@@ -189,6 +191,9 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
     whole, shifted, turned = (
         picture > 1 - 1e-3 for picture in (flat, np.minimum(flat, _shifted(flat)), np.minimum(flat, _turned(flat)))
     )
+    different = np.asarray(patients)[:, None] != np.asarray(patients)
+    alone = ~different.any(axis=1)
+    others = np.array([(row + np.roll(different[row], -row).argmax()) % len(images) for row in range(len(images))])
     for method in gradcam.METHODS:
         maps = _maps(predictor, images, labels, method)
         yield (
@@ -197,7 +202,7 @@ def measure(predictor: Predictor, images: np.ndarray) -> Iterator[tuple[str, dic
                 **_of_curves(deletion_and_insertion(ask, images, labels, maps)),
                 "shift": _correlations(_shifted(maps), _maps(predictor, _shifted(images), labels, method), shifted),
                 "rotation": _correlations(_turned(maps), _maps(predictor, turned_films, labels, method), turned),
-                "another_film": _correlations(maps, np.roll(maps, 1, axis=0), whole),
+                "another_film": np.where(alone, np.nan, _correlations(maps, maps[others], whole)),
                 "cascade": {
                     part: _correlations(maps, _maps(other, images, labels, method), whole)
                     for part, other in cascade(predictor)

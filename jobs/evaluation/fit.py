@@ -70,7 +70,8 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     """By name, the probability of pneumonia from which a film is called pneumonia.
 
     `balanced` has the largest sum of sensitivity and specificity (Youden 1950), `screening` the highest threshold with
-    a sensitivity of at least SENSITIVITY, `specific` the lowest with a specificity of at least SPECIFICITY.
+    a sensitivity of at least SENSITIVITY that is not above it, `specific` the lowest with a specificity of at least
+    SPECIFICITY that is not below it: a model that is better than both asks would otherwise make them change places.
 
     Raises:
       JobError: without normal films or without others there is nothing to choose by.
@@ -84,10 +85,11 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
     candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
     sensitivity = 1 - np.searchsorted(ill, candidates) / len(ill)
     specificity = np.searchsorted(well, candidates) / len(well)
+    balanced = float(candidates[np.argmax(sensitivity + specificity)])
     return {
-        "balanced": float(candidates[np.argmax(sensitivity + specificity)]),
-        "screening": float(candidates[sensitivity >= SENSITIVITY][-1]),
-        "specific": float(candidates[specificity >= SPECIFICITY][0]),
+        "balanced": balanced,
+        "screening": min(balanced, float(candidates[sensitivity >= SENSITIVITY][-1])),
+        "specific": max(balanced, float(candidates[specificity >= SPECIFICITY][0])),
     }
 
 

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jobs.evaluation.decisions import risk_coverage
 from jobs.evaluation.metrics import expected_calibration_error, reliability_bins
@@ -366,7 +367,7 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
         for label, name in enumerate(CLASSES)
     }
     for panel, key, title in ((counts, "folder", "Split folders"), (modes, "mode", "Colour mode")):
-        values = list(dict.fromkeys(columns[key]))
+        values = sorted(set(columns[key]), key=lambda value: (value == "test", value))
         for place, (name, films) in enumerate(of_class.items(), start=-1):
             found = [int((films[key] == value).sum()) for value in values]
             bars = panel.bar(np.arange(len(values)) + 0.27 * place, found, 0.25, color=COLOURS[name], label=name)
@@ -380,6 +381,7 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
         numbers = np.bincount(times, minlength=most + 1)[1:]
         patients.bar(np.arange(1, most + 1) + 0.27 * place, numbers, 0.25, color=COLOURS[name])
     patients.set_yscale("log")
+    patients.xaxis.set_major_locator(MaxNLocator(integer=True))
     patients.set(xlabel="films of one patient", ylabel="patients", title="Films of one patient")
     for name, films in of_class.items():
         sizes.plot(films["width_px"], films["height_px"], ".", markersize=3, alpha=0.35, color=COLOURS[name])

@@ -67,8 +67,9 @@ def write(
 
     measured = {
         "checkpoint": {"steps": list(predictor.steps), "weights": list(predictor.weights)},
-        "dataset": {key: split.facts[key] for key in ("name", "fingerprint")},
+        "dataset": {key: split.facts[key] for key in ("name", "fingerprint", "citation")},
         "split": split_name,
+        "method": method,
         "films_are": provenance(predictor, split, split_name),
         "patients": len(set(split.patients)),
         **metrics.score(split.labels, probabilities),

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import cards, intervals, metrics
-from jobs.evaluation.report import APART, HELD_OUT
+from jobs.evaluation.report import APART
 from model import checkpoint
 from model.predictor import Predictor
 from tests.jobs.test_commands import done, job, run  # noqa: F401  (a fixture)
@@ -86,10 +86,11 @@ def test_the_card_claims_no_more_than_is_known(reported):
     predictor = Predictor.open(reported)
     measured = json.loads((reported / "report/metrics.json").read_text())
     measured["dataset"]["name"] = predictor.meta["dataset"]["name"] = "chest_xray"
-    predictor.meta["dataset"]["citation"] = "A hospital"
+    measured["dataset"]["citation"] = predictor.meta["dataset"]["citation"] = "A hospital"
     text = cards.card(predictor, measured, reported / "report")
     assert "As it was published" not in text and "Expect worse on other ages" in text
-    predictor.meta["dataset"]["citation"] = ChestXray.CITATION
+    assert "a mirrored one passes for any other" in text
+    predictor.meta["dataset"]["citation"] = measured["dataset"]["citation"] = ChestXray.CITATION
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
     assert f"({metrics.BINS} bins, of equal width" in text and f"over {intervals.RESAMPLES:,} bootstrap" in text
     assert "As it was published, the dataset is of children of one to five years, of one hospital." in text
@@ -97,12 +98,14 @@ def test_the_card_claims_no_more_than_is_known(reported):
     assert "a film whose name tells none counts as a patient of its own." in text
     assert "CLAIM is that of 2020, with 42 items" in text
     assert "The checkpoint and the thresholds were chosen on it" in text
-    for change in ({"split": "test"}, {"films_are": APART}):
+    other = {"films_are": APART, "dataset": measured["dataset"] | {"citation": "Another hospital"}}
+    for change in ({"split": "test"}, {"films_are": APART}, other):
         text = cards.card(predictor, measured | change, reported / "report")
         assert "read no film of a test split" not in text and "chosen on it" not in text
-        apart = "films_are" in change
-        assert ("nothing here was measured there" in text) != apart
-        assert (re.search(r"\| CLAIM 32 external testing +\| +none \|", text) is None) == apart
+        # Films of the published dataset that were prepared apart are still of the one hospital.
+        external = change is other
+        assert ("nothing here was measured there" in text) != external
+        assert (re.search(r"\| CLAIM 32 external testing +\| +none \|", text) is None) == external
 
 
 def test_which_epoch_is_kept_is_told(reported):
@@ -127,12 +130,25 @@ def test_few_patients_leave_figures_without_intervals(reported):
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
     stated = f"{100 * measured['accuracy']:.1f} % (too few patients for an interval)"
     assert f"| accuracy | {stated} |" in text
-    assert "No shortcut was seen in the border" in text
+    assert "Whether the border is a shortcut cannot be told: with" in text
+
+
+def test_the_border_is_told_by_its_interval(reported):
+    predictor = Predictor.open(reported)
+    measured = json.loads((reported / "report/metrics.json").read_text())
+    for interval, told in (
+        ([0.6, 0.8], "Shortcuts remain: with"),
+        ([0.2, 0.4], "The border moves the answer, to the wrong side: with"),
+        ([0.4, 0.6], "No shortcut was seen in the border: with"),
+    ):
+        area = {"value": sum(interval) / 2, "interval": interval}
+        measured["shortcuts"]["parts"]["border only"]["binary_auroc"] = area
+        assert told in cards.card(predictor, measured, reported / "report")
 
 
 def test_guidelines_are_answered_item_by_item():
     answered = {"CLAIM": [], "TRIPOD+AI": []}
-    for line in cards._guidelines({"films_are": HELD_OUT}).splitlines():
+    for line in cards._guidelines(external=False).splitlines():
         if found := re.match(r"\| (CLAIM|TRIPOD\+AI) ([\d, -]+) ", line):
             for part in found[2].split(", "):
                 first, _, last = part.partition("-")
@@ -183,7 +199,13 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     assert "begun with" not in text
     loaded[1].meta["origin"] = {"from": "films", "step": 3, "weights_digest": "abc", "origin": None}
     begun = cards.card(Predictor(loaded, calibration), measured, reported / "report")
-    assert "networks begun with `films` (step 3, abc), which began at random; member 1 began at random. Code" in begun
+    assert (
+        "networks of which member 1 began at random; member 2 was begun with `films` (step 3, abc), which began at "
+        in begun
+    )
+    loaded[0].meta["origin"] = loaded[1].meta["origin"]
+    alike = cards.card(Predictor(loaded, calibration), measured, reported / "report")
+    assert "networks begun with `films` (step 3, abc), which began at random. Code" in alike
     told = "The films with `person[12]_` in their names were left out."
     assert second.startswith(told) and "left out" not in first
     assert "Of these member 2 did not learn the ones that are said under Model details to be left out." in text

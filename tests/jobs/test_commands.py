@@ -140,10 +140,20 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     of = facts(tmp_path / "ours", "chest_xray")
     assert (of["license"], of["citation"]) == ("not public", "not stated")
     result = job("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", *whose)
-    assert result.returncode == 2 and "--license and --citation are known of phantom" in result.stderr
+    assert result.returncode == 2 and "the licence and citation of phantom are known; leave --license" in result.stderr
+
+
+def test_who_stops_reading_ends_a_command_quietly(run):
+    command = [sys.executable, str(ROOT / "jobs/models.py")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        told = process.stderr.read().decode()
+    assert process.returncode == 1 and "Traceback" not in told and "Exception" not in told
 
 
 def test_prepare_refuses_in_one_line(tmp_path):
+    result = job("prepare", "--source", "", "--data_dir", tmp_path / "data")
+    assert result.returncode == 2 and "--source is empty; give 'download'" in result.stderr
     result = job("prepare", "--source", tmp_path, "--data_dir", tmp_path / "data")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no usable image") and "Traceback" not in result.stderr
@@ -431,6 +441,8 @@ def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
 
 
 def test_predict_without_files_or_checkpoint(tmp_path):
+    result = job("predict", "--out", tmp_path, ROOT / "README.md")
+    assert result.returncode == 2 and f"--out={tmp_path} is a folder; give the file to write" in result.stderr
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "p.csv", tmp_path)
     assert result.returncode == 1 and "python jobs/train.py" in result.stderr
     result = job("predict", "--out", tmp_path / "p.csv")

@@ -81,6 +81,14 @@ def test_groups_by_what_should_not_matter(split):
     low = found["patient number"]["normal, low third"]
     assert low["classes"] == [5, 0, 0] and low["accuracy"]["value"] == 1
     assert found["patient number"]["viral, high third"]["accuracy"]["value"] == 0
+    # Numbers of the two normal series begin anew, so each has thirds of its own.
+    both = [f"{('IM-', 'NORMAL2-IM-')[index % 2]}{index + 100 * (index % 2)}" for index in range(40)]
+    of_both = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": both}), probabilities)
+    rows = [index for index in range(40) if split.labels[index] == 0]
+    wanted = sum(
+        sorted(row for row in rows if row % 2 == odd).index(row) < 3 for odd in (0, 1) for row in rows if row % 2 == odd
+    )
+    assert of_both["patient number"]["normal, low third"]["films"] == wanted
     names = [f"child {'abcd'[index % 4]}" for index in range(40)]
     same = types.SimpleNamespace(**vars(split) | {"sizes": np.full((40, 2), 224), "patients": names})
     assert examine.groups(same, probabilities).keys() == {"file series", "brightness"}
@@ -154,10 +162,23 @@ def test_maps_are_compared_where_the_networks_look(predictor, monkeypatch):
         return np.pad(random.random((len(images), 32, 32)), ((0, 0), (16, 16), (16, 16)))
 
     monkeypatch.setattr(faithfulness, "_maps", maps_of_nothing)
-    found = dict(faithfulness.measure(half, VARIED[:8]))["gradcam"]
+    found = dict(faithfulness.measure(half, VARIED[:8], [*"aabbccdd"]))["gradcam"]
     for name in ("shift", "rotation", "another_film"):
         assert abs(found[name].mean()) < 0.15, name  # .5 and more if the blank border counted
     assert abs(found["cascade"]["stem"].mean()) < 0.15
+
+
+def test_another_film_is_of_another_patient(predictor, monkeypatch):
+    maps = np.random.default_rng(0).random((4, 64, 64))
+    monkeypatch.setattr(faithfulness, "_maps", lambda *_: maps)
+    monkeypatch.setattr(faithfulness.gradcam, "METHODS", {"gradcam": faithfulness.gradcam.METHODS["gradcam"]})
+
+    def of(patients):
+        return dict(faithfulness.measure(predictor, VARIED[:4], patients))["gradcam"]["another_film"]
+
+    everywhere = np.ones((64, 64), bool)
+    np.testing.assert_allclose(of([*"aabb"]), faithfulness._correlations(maps, maps[[2, 2, 0, 0]], everywhere))
+    assert np.isnan(of([*"aaaa"])).all()
 
 
 def test_lesions_are_pointed_at_where_they_are_known(predictor, monkeypatch):

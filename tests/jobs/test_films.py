@@ -68,7 +68,10 @@ def test_preparing_again_replaces_and_leaves_nothing_behind(kaggle, tmp_path):
     next(kaggle.glob("test/NORMAL/*")).unlink()
     films.write(ChestXray, sort(kaggle).splits, data, "kaggle")
     after = films.read(data, "chest_xray", "test")
-    assert len(after.labels) == 8 and after.facts["fingerprint"] != before
+    assert len(after.labels) == 8 and after.facts["fingerprint"] == before  # it is that of what may be trained on
+    next(kaggle.glob("train/NORMAL/*")).unlink()
+    films.write(ChestXray, sort(kaggle).splits, data, "kaggle")
+    assert films.read(data, "chest_xray", "test").facts["fingerprint"] != before
     assert [path.name for path in data.iterdir()] == ["chest_xray"]
 
 

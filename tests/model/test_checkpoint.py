@@ -86,7 +86,10 @@ def test_a_bundle_is_nothing_to_resume_from(tmp_path):
 
 def test_no_checkpoint_gives_the_command(tmp_path):
     for directory in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint in .*; train one: python jobs/train.py"):
+        with pytest.raises(
+            checkpoint.CheckpointError,
+            match=r"no checkpoint in .*; give the folder of a run or a bundle.*, or train one: python jobs/train.py",
+        ):
             checkpoint.load(directory)
 
 

@@ -116,7 +116,10 @@ def test_a_film_far_from_every_class_is_named(fitted):
     features = [np.array([[0.0, 2.0], [3.0, 3.0]]), np.array([[2.0, 2.0], [0.0, 0.0]])]  # distances 2, 9 and 4, 0
     np.testing.assert_allclose(gate.distances(features), [3, 4.5])
     reasons = gate.objections(films[:2], features)
-    assert reasons == [None, "this is not like the chest films that the model learned from"]
+    assert reasons == [
+        None,
+        "this is not like the chest films that the model learned from; cut off what is around the film",
+    ]
 
 
 def test_it_survives_json(fitted):

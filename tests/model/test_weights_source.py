@@ -416,7 +416,10 @@ def test_an_ensemble_is_asked_for_one_member(tmp_path):
     [
         ("nowhere/w.pth", r"nowhere/w\.pth does not exist \(looked for at /.*/nowhere/w\.pth\); give hf://OWNER/NAME"),
         ("", r"no checkpoint in \."),
-        ("folder", r"no checkpoint in folder; train one.*; it holds b\.safetensors: give --config\.init_from=folder/b"),
+        (
+            "folder",
+            r"no checkpoint in folder; give .*; it holds b\.safetensors: give --config\.init_from=folder/b",
+        ),
         ("notes.txt", r"notes\.txt is of no known kind; read are hf://.*\.safetensors, \.pth, \.pt, \.bin"),
         ("empty.pth", r"empty\.pth is empty; fetch it again"),
         ("https://example.org/w.pth", r"https://example\.org/w\.pth is no source of weights; .*fetch the file"),

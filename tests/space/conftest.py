@@ -29,7 +29,7 @@ def meta() -> dict:
         "image_size": 32,
         "side": 1.0,
         "storage_size": 64,
-        "config": {},
+        "config": {"augment": {"flip_probability": 0.0}},
         "dataset": {
             "name": "chest_xray",
             "license": "CC BY 4.0",

@@ -74,6 +74,10 @@ def test_about_says_what_the_checkpoint_says(predictor):
     assert "`chest_xray` (from `some_folder`), licence CC BY 4.0. A. Author: Films of Somewhere" in text
     assert "- 81.2 % of films" in text and "- 0.062 calibration error" in text
     assert "AUROC" not in text  # not defined on this split
+    assert "do not trust the answer to a mirrored film" in text
+    metas = [meta | {"config": {"augment": {"flip_probability": 0.5}}} for meta in predictor.metas]
+    mirrored = types.SimpleNamespace(meta=predictor.meta, metas=metas, calibration=None)
+    assert "mirrored" not in words.about(mirrored)
 
 
 def test_about_says_with_what_a_run_was_begun(predictor):
