@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from jobs.datasets.films import Split
+from jobs.datasets.films import Split, png
 from jobs.evaluation import examine, faithfulness, negatives, shifts
 from jobs.evaluation.metrics import auroc
 from model.predictor import Predictor
@@ -209,3 +209,20 @@ def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):
     assert all(0 <= values["auroc"] <= 1 for values in found.values())
     low, high = found["noise"]["intervals"]["auroc"]
     assert low <= found["noise"]["auroc"] <= high
+
+
+def test_phantoms_are_each_of_another_child(run, split, monkeypatch):  # noqa: F811
+    from tests.model.test_predictor import calibration
+
+    predictor = Predictor.open(run[0], calibrated=False)
+    predictor.calibration = calibration(predictor)
+    monkeypatch.setattr(negatives, "COUNT", 5)
+    monkeypatch.setattr(negatives, "pictures", lambda *_: [])
+    drawn = [types.SimpleNamespace(patient=f"child {index // 2}", png=png(VARIED[index])) for index in range(10)]
+    monkeypatch.setattr(examine, "phantom", drawn.__getitem__)
+    asked = []
+    answer = predictor.predict
+    monkeypatch.setattr(predictor, "predict", lambda images: asked.append(images) or answer(images))
+    real = types.SimpleNamespace(**vars(split) | {"facts": {"name": "chest_xray"}})
+    assert examine.outliers(predictor, real)["phantoms"]["count"] == 5
+    np.testing.assert_array_equal(asked[0], VARIED[:10:2])
