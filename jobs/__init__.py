@@ -38,7 +38,7 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
     def parse(argv: list[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv[1:]):
             options = flags.FLAGS.main_module_help().strip()
-            print(script.strip() + (f"\n\nFlags:\n{options}" if options else ""))
+            print(script.strip() + (f"\n\nFlags:\n{options}" if options else ""), flush=True)
             sys.exit(0)
         try:
             words = flags.FLAGS(argv)
@@ -63,20 +63,23 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
             takes_words = inspect.signature(main).parameters
             if words and not takes_words:
                 raise UsageError(f"{words[0]!r} is one word too many; a flag begins with --, and --help lists them")
-            sys.exit(main(words) if takes_words else main())
+            code = main(words) if takes_words else main()
+            sys.stdout.flush()
+            sys.exit(code)
         except errors as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
-        except BrokenPipeError:  # who reads what is printed has left, as head does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         except OSError as error:
             if error.errno not in _OF_THE_DISK:
                 raise
             print(f"error: {error}; free some room, or give a place that can be written", file=sys.stderr)
             sys.exit(1)
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except BrokenPipeError:  # who reads what is printed has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def walk(folder: Path) -> list[Path]:

@@ -143,8 +143,9 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     assert result.returncode == 2 and "the licence and citation of phantom are known; leave --license" in result.stderr
 
 
-def test_who_stops_reading_ends_a_command_quietly(run):
-    command = [sys.executable, str(ROOT / "jobs/models.py")]
+@pytest.mark.parametrize("words", [("models", "--help"), ("compare", *["docs/report/predictions.csv"] * 2)])
+def test_who_stops_reading_ends_a_command_quietly(words):
+    command = [sys.executable, f"jobs/{words[0]}.py", *words[1:]]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         told = process.stderr.read().decode()
