@@ -4,12 +4,15 @@
 
 Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
-An interval without 0 is a difference that the choice of patients does not explain.
+An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
+than six patients are decided differently their number is told instead: all of five may favour one side by chance.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 
 from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
@@ -18,6 +21,7 @@ from jobs.evaluation.tables import between
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
+LEAST = 6  # patients decided differently: if all of five favour one side, p = .06 in a sign test
 
 
 def main(arguments: list[str]) -> None:
@@ -40,11 +44,23 @@ def main(arguments: list[str]) -> None:
 
 def table(first: Predictions, second: Predictions) -> str:
     """The comparison for a terminal."""
-    labels = first.labels
+    labels, patients = first.labels, np.array(first.patients)
+    one, other = (p.probabilities.argmax(axis=1) for p in (first, second))
     found = comparison.differences(labels, first.probabilities, second.probabilities, first.patients)
     rows = [(name.replace("_", " "), found[name]) for name in SHOWN]
     rows += [(f"pneumonia {name}", value) for name, value in found["binary"].items()]
     rows += [(f"{name} sensitivity", found["classes"][name]["sensitivity"]) for name in CLASSES]
+    ill = (one != NORMAL) != (other != NORMAL)
+    differing = {  # the films behind a figure that counts decisions
+        **dict.fromkeys(("accuracy", "balanced accuracy", "macro f1"), one != other),
+        "pneumonia accuracy": ill,
+        "pneumonia sensitivity": ill & (labels != NORMAL),
+        "pneumonia specificity": ill & (labels == NORMAL),
+        **{
+            f"{name} sensitivity": (labels == label) & ((one == label) != (other == label))
+            for label, name in enumerate(CLASSES)
+        },
+    }
     lines = [f"{len(labels)} films of {len(set(first.patients))} patients; first minus second, 95 % interval"]
     for name, value in rows:
         if value is None:
@@ -52,10 +68,12 @@ def table(first: Predictions, second: Predictions) -> str:
             continue
         interval = value["interval"]
         mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
+        if mark and name in differing and (count := len(set(patients[differing[name]]))) < LEAST:
+            mark = f"  {count} patients decided differently"
         lines.append(f"{name:>24}  {value['difference']:+.4f}  {between(interval, '+.4f')}{mark}")
     for name, right in (
-        ("three classes", [p.probabilities.argmax(axis=1) == labels for p in (first, second)]),
-        ("pneumonia", [(p.probabilities.argmax(axis=1) != NORMAL) == (labels != NORMAL) for p in (first, second)]),
+        ("three classes", [decided == labels for decided in (one, other)]),
+        ("pneumonia", [(decided != NORMAL) == (labels != NORMAL) for decided in (one, other)]),
     ):
         test = comparison.mcnemar(*right)
         lines.append(

@@ -119,14 +119,29 @@ def test_one_patient_alone_has_no_interval():
     assert "(too few patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
 
 
-def test_a_difference_on_too_few_patients_is_no_finding(tmp_path, capsys):
-    for count, told in ((1, False), (4, True)):
-        labels, right, wrong, patients = few(count)
-        a, b = (write(tmp_path / f"{name}.csv", labels, p, patients) for name, p in (("a", right), ("b", wrong)))
-        compare.main([str(a), str(b)])
-        line = next(line for line in capsys.readouterr().out.splitlines() if "viral sensitivity" in line)
-        assert line.split(maxsplit=3)[2:] == ["+1.0000", "(+1.0000 to +1.0000)  *"] if told else True
-        assert told or line.endswith("+1.0000  (too few patients for an interval)")
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (1, "(too few patients for an interval)"),
+        (4, "(+1.0000 to +1.0000)  4 patients decided differently"),
+        (5, "(+1.0000 to +1.0000)  5 patients decided differently"),
+        (6, "(+1.0000 to +1.0000)  *"),
+    ],
+)
+def test_a_difference_on_too_few_patients_is_no_finding(count, told, tmp_path, capsys):
+    labels, right, wrong, patients = few(count)
+    a, b = (write(tmp_path / f"{name}.csv", labels, p, patients) for name, p in (("a", right), ("b", wrong)))
+    compare.main([str(a), str(b)])
+    lines = {line[:24].strip(): line[24:].split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:15]}
+    assert lines["viral sensitivity"] == told
+    for name in (
+        "accuracy",
+        "macro f1",
+        "pneumonia sensitivity",
+    ):  # more patients are asked, but no more of them are decided differently
+        assert lines[name].endswith("*") == (count == 6)
+    assert lines["log loss"].endswith("*") == (count >= 4)  # not a count of decisions
+    assert not lines["pneumonia specificity"].endswith("*") and not lines["bacterial sensitivity"].endswith("*")
 
 
 def test_mcnemar_of_the_published_example():
