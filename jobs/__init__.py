@@ -6,6 +6,7 @@ import contextlib
 import errno
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,10 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
                 reason = reason.args[0]
             if isinstance(error, AttributeError):
                 reason = f"no field {reason} in the config; where it has phases, --config.phases[0].epochs and the like"
+            elif missing := re.search("--([a-z_]+) must have a value other than None", str(reason)):
+                reason = f"--{missing[1]} is needed: {flags.FLAGS[missing[1]].help}"
+            elif isinstance(error, OSError):  # its words tell everything that was attempted
+                reason = "--config: " + re.sub(r".*\[Errno \d+\] ", "", str(reason), flags=re.DOTALL)
             print(f"error: {' '.join(str(reason).split())}\nsee --help", file=sys.stderr)
             sys.exit(2)
 

@@ -211,6 +211,20 @@ def test_exit_codes_of_the_command(tmp_path, code, message, arguments):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "arguments"),
+    [
+        ("train", "error: --config is needed: A file of configs/, such as configs/cnn.py.\n", ["--workdir=run"]),
+        ("prepare", "error: --source is needed: 'download', 'phantom', or the path of a folder or zip of chest", []),
+        ("train", "error: --config: No such file or directory: 'no.py'\n", ["--workdir=run", "--config=no.py"]),
+    ],
+)
+def test_what_a_command_cannot_do_without_is_told(name, message, arguments):
+    result = command(name, *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(message) and result.stderr.endswith("see --help\n")
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; from jobs import run, whole\n"
