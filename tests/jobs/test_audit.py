@@ -40,6 +40,7 @@ def test_images_and_patients_by_class_and_folder(kaggle):
     assert row(text, "viral") == ["10 (10)", "0 (0)", "3 (3)", "13 (13)"]
     assert row(text, "all") == ["40 (30)", "2 (2)", "9 (9)", "51 (41)"]
     assert "No leaks: no patient and no content stands in two folders." in text
+    assert "several classes" not in text
     assert row(text, "mode RGB") == ["0", "0", "10"]
     assert row(text, "width, px")[0] == "80 (80 to 80)" and "All files are 80 x 70 px." in text
 
@@ -64,6 +65,8 @@ def test_leaks_copies_and_conflicts_are_named(flawed):
     assert "- contents in both train and test: 1: test/NORMAL/IM-0777-0001.jpeg" in text
     assert row(text, "groups") == ["files", "groups across splits", "across classes", "under several patients"]
     assert row(text, "2 ") == ["4", "1", "1", "2"]
+    assert "**One content, several classes;**" in text
+    assert "- train/NORMAL/IM-0005-0001.jpeg (normal), train/PNEUMONIA/person700_virus_1.jpeg (viral)\n" in text
     assert "unreadable" in text and "such as train/NORMAL/notes.txt" in text
 
 

@@ -26,7 +26,7 @@ def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> st
         blocks.append(f"{contents.unknown_patients:,} images name no patient; each counts as a patient of its own.")
     blocks += ["## Images (patients)", markdown(_counts(images))]
     blocks += ["## Patients", markdown(_patients(images)), *_leaks(images)]
-    blocks += ["## Byte-identical files", markdown(_duplicates(images))]
+    blocks += ["## Byte-identical files", markdown(_duplicates(images)), *_contradictions(images)]
     blocks += ["## Files by class: median (5 % to 95 %)", markdown(_files(images))]
     sizes = {(image.width_px, image.height_px) for image in images}
     if len(sizes) == 1:
@@ -92,6 +92,19 @@ def _duplicates(images: Sequence[Image]) -> list[list[str]]:
         ["groups", "files", "groups across splits", "across classes", "under several patients"],
         [f"{len(groups):,}", f"{sum(map(len, groups)):,}", across("folder"), across("label"), across("patient")],
     ]
+
+
+def _contradictions(images: Sequence[Image]) -> list[str]:
+    """The files that stand under several classes, by name."""
+    groups = [group for group in duplicates(images) if len({image.label for image in group}) > 1]
+    if not groups:
+        return []
+    lines = [
+        "- " + ", ".join(f"{image.name} ({CLASSES[image.label]})" for image in sorted(group))
+        for group in groups[:LISTED]
+    ]
+    lines += ["- ..."] if len(groups) > LISTED else []
+    return ["**One content, several classes;** `prepare.py` sets all of these aside:", "\n".join(lines)]
 
 
 def _files(images: Sequence[Image]) -> list[list[str]]:
