@@ -111,7 +111,7 @@ def about(predictor: Predictor) -> str:
         if predictor.calibration
         else "Almost any picture gets an answer, also one that is no chest X-ray."
     )
-    learnt_mirrored = any(meta["config"]["augment"]["flip_probability"] for meta in predictor.metas)
+    learnt_mirrored = all(meta["config"]["augment"]["flip_probability"] for meta in predictor.metas)
     mirrored = "" if learnt_mirrored else ", and do not trust the answer to a mirrored film, which passes for any other"
     return f"""\
 **The model.** {what}, {parameters:,} parameters, that see{"s" if len(predictor.metas) == 1 else ""} films in gray,

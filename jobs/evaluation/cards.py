@@ -99,9 +99,12 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
             f"{remain}: with the middle of a film painted over, its border alone tells pneumonia from normal with an "
             f"AUROC of {number(border['value'], border['interval'])}; .5 is guessing."
         )
-    if not any(meta["config"]["augment"]["flip_probability"] for meta in predictor.metas):
+    learnt = [bool(meta["config"]["augment"]["flip_probability"]) for meta in predictor.metas]
+    if not all(learnt):
+        some = f"Mirrored films were learnt from by {sum(learnt)} of {len(learnt)} networks alone"
         lines.append(
-            "No mirrored film was learnt from, and a mirrored one passes for any other: do not trust its answer."
+            f"{some if any(learnt) else 'No mirrored film was learnt from'}, and a mirrored one passes for any other: "
+            "do not trust its answer."
         )
     missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
     if missed:
