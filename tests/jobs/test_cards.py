@@ -1,5 +1,6 @@
 """The model card: complete, from the report, and refused where there is none."""
 
+import copy
 import csv
 import json
 import re
@@ -89,7 +90,15 @@ def test_the_card_claims_no_more_than_is_known(reported):
     measured["dataset"]["citation"] = predictor.meta["dataset"]["citation"] = "A hospital"
     text = cards.card(predictor, measured, reported / "report")
     assert "As it was published" not in text and "Expect worse on other ages" in text
-    assert "a mirrored one passes for any other" in text
+    assert "- No mirrored film was learnt from, and a mirrored one passes for any other" in text
+    learnt = copy.deepcopy(predictor.meta)
+    learnt["config"]["augment"]["flip_probability"] = 0.5
+    predictor.metas = [predictor.meta, learnt]
+    told = "- Mirrored films were learnt from by 1 of 2 networks alone, and a mirrored one passes for any other"
+    assert told in cards.card(predictor, measured, reported / "report")
+    predictor.metas = [learnt, learnt]
+    assert "mirrored" not in cards.card(predictor, measured, reported / "report")
+    predictor.metas = [predictor.meta]
     predictor.meta["dataset"]["citation"] = measured["dataset"]["citation"] = ChestXray.CITATION
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
     assert f"({metrics.BINS} bins, of equal width" in text and f"over {intervals.RESAMPLES:,} bootstrap" in text
