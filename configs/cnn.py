@@ -6,9 +6,9 @@
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
     python jobs/calibrate.py --checkpoint space/checkpoint
 
-On two CPU cores, as two devices, an epoch takes 30 to 130 s where nothing else runs, with the memory settings that the
-README names. Of the three networks that are bundled one is this run with another seed and 110 epochs; the others came
-to be one run after the other. "How the bundle came to be" in docs/experiments.md has the commands.
+On two CPU cores, as two devices, an epoch takes 25 to 130 s where nothing else runs, with the memory settings that the
+README names. The three networks that are bundled came to be in several runs each, the last of the third being this one
+from weights of before: "How the bundle came to be" in docs/experiments.md has the commands.
 """
 
 from ml_collections import ConfigDict
