@@ -7,8 +7,8 @@
     python jobs/calibrate.py --checkpoint space/checkpoint
 
 On two CPU cores, as two devices, an epoch takes 25 to 130 s where nothing else runs, with the memory settings that the
-README names. The three networks that are bundled came to be in several runs each, the last of the third being this one
-from weights of before: "How the bundle came to be" in docs/experiments.md has the commands.
+README names. The three networks that are bundled came to be in several runs each; the third's last run was this one,
+begun with the weights of another: "How the bundle came to be" in docs/experiments.md has the commands.
 """
 
 from ml_collections import ConfigDict
