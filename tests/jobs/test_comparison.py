@@ -134,11 +134,8 @@ def test_a_difference_on_too_few_patients_is_no_finding(count, told, tmp_path, c
     compare.main([str(a), str(b)])
     lines = {line[:24].strip(): line[24:].split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()[1:15]}
     assert lines["viral sensitivity"] == told
-    for name in (
-        "accuracy",
-        "macro f1",
-        "pneumonia sensitivity",
-    ):  # more patients are asked, but no more of them are decided differently
+    # More patients are asked for these, but no more of them are decided differently.
+    for name in ("accuracy", "macro f1", "pneumonia sensitivity"):
         assert lines[name].endswith("*") == (count == 6)
     assert lines["log loss"].endswith("*") == (count >= 4)  # not a count of decisions
     assert not lines["pneumonia specificity"].endswith("*") and not lines["bacterial sensitivity"].endswith("*")
