@@ -6,10 +6,10 @@
 Prints the facts and writes them to OUT/audit.md, with a picture, OUT/audit.png:
 
 - images and patients by class and by split folder, and how many images a patient has;
-- leaks: patients and byte-identical files that stand in two split folders. A patient is `person<N>_bacteria`,
+- leaks: patients and pictures that stand in two split folders. A patient is `person<N>_bacteria`,
   `person<N>_virus` or `IM-<N>`; what `person<N>` alone would find is shown beside it, as the two series are numbered
   independently and most of its findings are two children of one number;
-- byte-identical files, across splits, across classes and under several patients;
+- files of the same bytes, or that show the same picture: across splits, across classes, under several patients;
 - shortcuts: colour mode, size, aspect and file size by class, and how well the aspect alone and the file size alone
   tell the class (a small decision tree, cross-validated by patient). What they tell, a network can learn from;
 - files that cannot be used, with the reason.
@@ -56,7 +56,7 @@ def audit(source: Path, out: Path, console: Console) -> None:
     text = page(source, contents, told)
     out.mkdir(parents=True, exist_ok=True)
     with whole(out / "audit.md") as scratch:
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
     columns = {name: np.array(column) for name, column in zip(Image._fields, zip(*images, strict=True), strict=True)}
     with whole(out / "audit.png") as scratch:
         plots.audit(columns, {name: found.auroc for name, found in told.items() if isinstance(found, Told)}, scratch)

@@ -74,7 +74,8 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
         weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
         if calibration and calibration.weights == weights:
             (new / FILE).write_text(calibration.to_text())
-        (new / checkpoint.ATTRIBUTION).write_text(checkpoint.attribution(member.meta for member in loaded))
+        attribution = checkpoint.attribution(member.meta for member in loaded)
+        (new / checkpoint.ATTRIBUTION).write_text(attribution, encoding="utf-8")
         if out.exists():
             out.rename(Path(scratch) / "old")
         new.rename(out)

@@ -46,7 +46,7 @@ def main() -> None:
             f"python jobs/evaluate.py --checkpoint {directory} --full --out {folder}"
         ) from missing
     with whole(out) as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     print(f"{out}, with the figures of {folder}")
 
 

@@ -193,7 +193,7 @@ def _facts(metas: Sequence[Mapping[str, Any]], calibration: Calibration | None) 
 def _attribution(directory: Path, metas: Sequence[Mapping[str, Any]]) -> str:
     """Whose data it was trained on: the words of the bundle, or those that a bundle would have."""
     try:
-        return (directory / checkpoint.ATTRIBUTION).read_text()
+        return (directory / checkpoint.ATTRIBUTION).read_text(encoding="utf-8")
     except FileNotFoundError:
         return checkpoint.attribution(metas)
 

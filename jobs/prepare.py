@@ -6,9 +6,10 @@
     python jobs/prepare.py --source phantom --data_dir data        synthetic films, in seconds, to try things out
     python jobs/prepare.py --source my_films --data_dir mine --license "not public" --citation "Our hospital, 2026"
 
-The official test folder is left as it is; everything else is pooled, byte-identical files are merged, and about 12 %
-of the patients of each class are held out for validation. Files that cannot be used are listed, with the reason, in
-DATA_DIR/quarantine.csv. Running it again gives the same splits.
+The official test folder is left as it is; everything else is pooled, files that show the same picture are merged, and
+about 12 % of the patients of each class are held out for validation. Files that cannot be used are listed, with the
+reason, in DATA_DIR/quarantine.csv. Running it again gives the same splits. Prepared films that are cited otherwise are
+not replaced.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from jobs.datasets.chest_xray.source import SetAside, Sorted, sort
 from jobs.datasets.phantom import builder as phantom
 from jobs.datasets.phantom.drawing import COUNT
 from jobs.datasets.splits import hold_out
+from model.labels import CLASSES
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "'download', 'phantom', or the path of a folder or zip of chest X-rays.", required=True
@@ -64,11 +66,11 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
             task = bar.add_task(description, total=None)
             return lambda done, total: bar.update(task, completed=done, total=total or None)
 
+        builder: type[films.FilmBuilder] = phantom.Phantom if source == "phantom" else ChestXray
+        films.spare_others(builder, data_dir, (whose or {}).get("citation", builder.CITATION))
         if source == "phantom":
-            builder: type[films.FilmBuilder] = phantom.Phantom
             sorted_films = _phantoms(progress("drawing"))
         else:
-            builder = ChestXray
             path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
             sorted_films = sort(path, progress("reading"))
     folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name, whose)
@@ -102,6 +104,10 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
     absent = [split for split in films.SPLITS if split not in sorted_films.splits]
     if absent:
         console.print(f"The source has no {' and no '.join(absent)} split; what needs one will say so.")
+    test = sorted_films.splits.get("test", [])
+    lacking = [name for label, name in enumerate(CLASSES) if test and not films.counts(test)[label]]
+    if lacking:
+        console.print(f"The test split has no {' and no '.join(lacking)} film; figures that need some are not defined.")
     if sorted_films.unknown_patients:
         console.print(
             f"{sorted_films.unknown_patients} files name no patient; each counts as a patient of its own, so films "
@@ -112,7 +118,7 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
 
 
 def _write_quarantine(quarantine: list[SetAside], path: Path, console: Console) -> None:
-    with whole(path) as scratch, scratch.open("w", newline="") as file:
+    with whole(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "split", "reason", "detail"))
         writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)

@@ -80,6 +80,13 @@ def jpeg(seed: int, size: tuple[int, int] = (80, 70), mode: str = "L") -> bytes:
     return buffer.getvalue()
 
 
+def anew(path: Path) -> bytes:
+    """The same picture as a PNG file in colour."""
+    buffer = io.BytesIO()
+    Image.open(path).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def put(root: Path, path: str, data: bytes) -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(data)

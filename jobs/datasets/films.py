@@ -40,6 +40,11 @@ class Film:
     mode: str  # of the source, as Pillow calls it
     mask: bytes | None = None  # PNG of where the lesion is; phantoms alone know
 
+    @property
+    def content(self) -> str:
+        """Equal for files that show the same picture: sha256 of the stored square."""
+        return hashlib.sha256(self.png).hexdigest()
+
 
 def png(pixels: np.ndarray) -> bytes:
     """(H, W) uint8 -> a grayscale PNG file."""
@@ -116,6 +121,20 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             example = {key: value for key, value in dataclasses.asdict(film).items() if value is not None}
             example["image"] = example.pop("png")
             yield film.name, example
+
+
+def spare_others(builder: type[FilmBuilder], data_dir: Path, citation: str) -> None:
+    """Raises JobError where `write` would replace films that are cited otherwise."""
+    folder = data_dir / builder.name / str(builder.VERSION)
+    try:
+        older = tfds.builder_from_directory(str(folder)).info.metadata
+    except Exception:  # whatever TFDS says of none, or of a damaged one: nothing is lost with it
+        return
+    if older["citation"] != citation:
+        raise JobError(
+            f"{data_dir} holds prepared films of another source ({older['source']!r}; {older['citation']}), which "
+            f"would be replaced; give another --data_dir, or remove {folder.parent}"
+        )
 
 
 def write(
@@ -295,13 +314,14 @@ class _Known(NamedTuple):
     """What of a film decides which fold it is in, and its place among the examples."""
 
     patient: str
-    sha256: str
+    content: str
     label: int
     row: int
 
 
 def _of_fold(examples: Any, split: str, folds: int, fold: int) -> Sequence[int]:
     """The places of the films that are dealt into `fold`, for validation; of all others, for train."""
+    # Pictures that come twice were set aside, so the file stands for the picture.
     known = [
         _Known(example["patient"].decode(), example["sha256"].decode(), int(example["label"]), row)
         for row, example in enumerate(examples)

@@ -1,4 +1,4 @@
-"""Who goes where: films grouped by patient and by content, then split, stratified and stable."""
+"""Who goes where: films grouped by patient and by picture, then split, stratified and stable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Known(Protocol):
     @property
     def patient(self) -> str: ...
     @property
-    def sha256(self) -> str: ...
+    def content(self) -> str: ...
     @property
     def label(self) -> int: ...
 
@@ -26,7 +26,7 @@ Film = TypeVar("Film", bound=Known)
 
 
 def patient_groups(films: Iterable[Film]) -> dict[str, list[Film]]:
-    """Films by patient, patients who share a file's content being one group; keys are stable."""
+    """Films by patient, patients who share a picture being one group; keys are stable."""
     parent: dict[str, str] = {}
 
     def root(patient: str) -> str:
@@ -37,7 +37,7 @@ def patient_groups(films: Iterable[Film]) -> dict[str, list[Film]]:
     first: dict[str, str] = {}
     films = list(films)
     for film in films:
-        one, other = root(film.patient), root(first.setdefault(film.sha256, film.patient))
+        one, other = root(film.patient), root(first.setdefault(film.content, film.patient))
         parent[max(one, other)] = min(one, other)
     groups: dict[str, list[Film]] = defaultdict(list)
     for film in films:

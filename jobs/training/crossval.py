@@ -104,7 +104,7 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
     with whole(workdir / "predictions.csv") as path:
         predictions.write(path, names, patients, truth, pooled, np.zeros(len(names), bool))
     with whole(workdir / "crossval.md") as path:
-        path.write_text(document(measured) + "\n")
+        path.write_text(document(measured) + "\n", encoding="utf-8")
     with whole(workdir / "crossval.json") as path:
         path.write_text(json.dumps(measured, indent=1))
     return measured

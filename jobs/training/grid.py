@@ -177,8 +177,8 @@ def document(rows: Sequence[Row], metric: str) -> str:
 def write(rows: Sequence[Row], metric: str, workdir: Path) -> None:
     """Writes sweep.md and sweep.csv; where a run diverged, the cells of its figures are empty."""
     with whole(workdir / "sweep.md") as path:
-        path.write_text(document(rows, metric) + "\n")
-    with whole(workdir / "sweep.csv") as path, path.open("w", newline="") as file:
+        path.write_text(document(rows, metric) + "\n", encoding="utf-8")
+    with whole(workdir / "sweep.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["run", *rows[0].cell.values, *FIGURES, "epoch", "parameters", "seconds"])
         writer.writeheader()
         for row in rows:

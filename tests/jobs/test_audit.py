@@ -11,7 +11,7 @@ from jobs import JobError
 from jobs.datasets.chest_xray import audit as facts
 from jobs.datasets.chest_xray.audit import Told, collect, duplicates, person, shared, tell
 from jobs.datasets.chest_xray.audit_page import page
-from tests.conftest import jpeg, put
+from tests.conftest import anew, jpeg, put
 from tests.jobs.test_commands import done, job
 
 
@@ -39,7 +39,7 @@ def test_images_and_patients_by_class_and_folder(kaggle):
     assert row(text, "bacterial") == ["20 (10)", "1 (1)", "3 (3)", "24 (14)"]
     assert row(text, "viral") == ["10 (10)", "0 (0)", "3 (3)", "13 (13)"]
     assert row(text, "all") == ["40 (30)", "2 (2)", "9 (9)", "51 (41)"]
-    assert "No leaks: no patient and no content stands in two folders." in text
+    assert "No leaks: no patient and no picture stands in two folders." in text
     assert "several classes" not in text
     assert row(text, "mode RGB") == ["0", "0", "10"]
     assert row(text, "width, px")[0] == "80 (80 to 80)" and "All files are 80 x 70 px." in text
@@ -59,15 +59,23 @@ def test_the_naive_key_takes_two_children_for_one(kaggle):
 def test_leaks_copies_and_conflicts_are_named(flawed):
     contents = collect(flawed)
     assert shared(contents.images, lambda image: image.patient)["train", "test"] == {"person3_virus"}
-    assert len(duplicates(contents.images)) == 2
+    assert len(duplicates(contents.images, lambda image: image.sha256)) == 2
     text = page(flawed, contents, {})
     assert "- patients in both train and test: 1: person3_virus" in text
-    assert "- contents in both train and test: 1: test/NORMAL/IM-0777-0001.jpeg" in text
-    assert row(text, "groups") == ["files", "groups across splits", "across classes", "under several patients"]
-    assert row(text, "2 ") == ["4", "1", "1", "2"]
-    assert "**One content, several classes;**" in text
+    assert "- pictures in both train and test: 1: test/NORMAL/IM-0777-0001.jpeg" in text
+    columns = ["groups", "files", "groups across splits", "across classes", "under several patients"]
+    assert row(text, "files with the same") == columns
+    assert row(text, "bytes") == row(text, "picture") == ["2", "4", "1", "1", "2"]
+    assert "**One picture, several classes;**" in text
     assert "- train/NORMAL/IM-0005-0001.jpeg (normal), train/PNEUMONIA/person700_virus_1.jpeg (viral)\n" in text
     assert "unreadable" in text and "such as train/NORMAL/notes.txt" in text
+
+
+def test_a_picture_that_is_saved_anew_leaks(kaggle):
+    put(kaggle, "test/NORMAL/IM-0778-0001.png", anew(kaggle / "train/NORMAL/IM-0004-0001.jpeg"))
+    text = page(kaggle, collect(kaggle), {})
+    assert "- pictures in both train and test: 1: test/NORMAL/IM-0778-0001.png" in text
+    assert row(text, "bytes")[0] == "0" and row(text, "picture") == ["1", "2", "1", "0", "1"]
 
 
 def test_a_zip_is_its_folder(flawed, tmp_path):
@@ -80,7 +88,7 @@ def test_a_zip_is_its_folder(flawed, tmp_path):
 
 def test_what_a_number_tells_is_cross_validated():
     images = [
-        facts.Image(f"{i}", "train", i % 3, f"p{i // 2}", str(i), "L", 100, 80, 1000)
+        facts.Image(f"{i}", "train", i % 3, f"p{i // 2}", str(i), str(i), "L", 100, 80, 1000)
         for i in range(240)
     ]  # fmt: skip
     random = np.random.default_rng(0)

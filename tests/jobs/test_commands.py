@@ -126,6 +126,9 @@ def test_a_mistyped_config_is_a_usage_error(flag, message):
 
 def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path):
     (kaggle / "train/NORMAL/IM-0990-0001.jpeg").write_bytes(jpeg(1)[:500])
+    shutil.rmtree(kaggle / "test/PNEUMONIA")
+    out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
+    assert "The test split has no bacterial and no viral film; figures that need some are not defined." in out
     shutil.rmtree(kaggle / "test")
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
     assert "absent" in out and "The source has no test split" in out and "Set aside: 1 unreadable" in out
@@ -139,6 +142,9 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     assert "published" not in out
     of = facts(tmp_path / "ours", "chest_xray")
     assert (of["license"], of["citation"]) == ("not public", "not stated")
+    result = job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data", *whose)
+    assert result.returncode == 1 and "holds prepared films of another source ('kaggle'; " in result.stderr
+    assert facts(tmp_path / "data", "chest_xray")["license"] == "CC BY 4.0"
     result = job("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", *whose)
     assert result.returncode == 2 and "the licence and citation of phantom are known; leave --license" in result.stderr
 

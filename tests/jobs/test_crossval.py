@@ -32,7 +32,7 @@ FOLDS, SEEDS = 2, 2
 
 class Known(NamedTuple):
     patient: str
-    sha256: str
+    content: str
     label: int
 
 
@@ -57,7 +57,7 @@ def test_folds_share_no_patient_nor_file_and_cover_each_film_once():
     known += [Known("normal1", "shared", 0), Known("normal2", "shared", 0), Known("normal3", "shared", 0)]
     dealt = deal(known, 5, "salt")
     assert sorted(film for fold in dealt for film in fold) == sorted(known)
-    for part in ("patient", "sha256"):
+    for part in ("patient", "content"):
         held = [{getattr(film, part) for film in fold} for fold in dealt]
         assert sum(map(len, held)) == len(set.union(*held))
     of_class = np.array([np.bincount([film.label for film in fold], minlength=3) for fold in dealt])

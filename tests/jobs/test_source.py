@@ -11,7 +11,7 @@ from jobs import JobError
 from jobs.datasets.chest_xray import audit
 from jobs.datasets.chest_xray.source import sort
 from jobs.datasets.films import counts
-from tests.conftest import jpeg, put
+from tests.conftest import anew, jpeg, put
 
 
 def aside(found):
@@ -181,6 +181,34 @@ def test_the_same_bytes_under_two_classes(kaggle):
     assert [reason for reason, _ in reasons.values()] == ["conflicting", "conflicting"]
 
 
+def test_a_picture_saved_anew_is_the_same_film(kaggle):
+    put(kaggle, "train/PNEUMONIA/person500_bacteria_1.png", anew(kaggle / "train/PNEUMONIA/person3_bacteria_6.jpeg"))
+    put(kaggle, "train/PNEUMONIA/person501_virus_1.png", anew(kaggle / "train/PNEUMONIA/person4_bacteria_8.jpeg"))
+    found = sort(kaggle)
+    assert aside(found) == {
+        "train/PNEUMONIA/person500_bacteria_1.png": (
+            "duplicate",
+            "the same picture as train/PNEUMONIA/person3_bacteria_6.jpeg",
+        ),
+        **dict.fromkeys(
+            ("train/PNEUMONIA/person4_bacteria_8.jpeg", "train/PNEUMONIA/person501_virus_1.png"),
+            ("conflicting", "the same picture stands elsewhere under another class"),
+        ),
+    }
+
+
+def test_a_picture_of_the_test_split_saved_anew_leaves_the_pool_alone(kaggle):
+    """The split stays as it was published, under whatever class."""
+    put(kaggle, "test/PNEUMONIA/person800_bacteria_1.png", anew(kaggle / "train/PNEUMONIA/person3_bacteria_6.jpeg"))
+    put(kaggle, "test/PNEUMONIA/person801_virus_1.png", anew(kaggle / "train/PNEUMONIA/person4_bacteria_8.jpeg"))
+    found = sort(kaggle)
+    assert counts(found.splits["test"]) == Counter({0: 3, 1: 4, 2: 4})
+    assert {file: reason for file, (reason, _) in aside(found).items()} == {
+        "train/PNEUMONIA/person3_bacteria_6.jpeg": "duplicate",
+        "train/PNEUMONIA/person4_bacteria_8.jpeg": "conflicting",
+    }
+
+
 def test_the_test_split_is_left_as_published(kaggle):
     same = jpeg(4000)
     put(kaggle, "test/PNEUMONIA/person700_bacteria_1.jpeg", same)
@@ -201,6 +229,40 @@ def test_an_empty_class_is_refused(kaggle):
         path.unlink()
     with pytest.raises(JobError, match="no viral image in train and val of"):
         sort(kaggle)
+
+
+def test_why_a_class_is_empty_is_told(kaggle):
+    for path in kaggle.glob("train/PNEUMONIA/*virus*"):
+        path.write_bytes(b"")
+    with pytest.raises(
+        JobError, match=r"aside: 10 unreadable, as train/PNEUMONIA/person0_virus_0.*: the file is empty"
+    ):
+        sort(kaggle)
+
+
+def test_a_test_split_may_be_of_one_class(kaggle):
+    shutil.rmtree(kaggle / "test/PNEUMONIA")
+    assert counts(sort(kaggle).splits["test"]) == Counter({0: 3})
+
+
+def test_normal_within_a_word_is_no_class(kaggle):
+    put(kaggle, "train/bacterial/case_1_normalized.jpeg", jpeg(5000))
+    put(kaggle, "train/bacterial/abnormal_1.jpeg", jpeg(5001))
+    put(kaggle, "train/bacterial/1_normal.jpeg", jpeg(5002))
+    found = sort(kaggle)
+    assert counts(found.splits["train"] + found.splits["validation"])[1] == 21 + 2
+    assert list(aside(found)) == ["train/bacterial/1_normal.jpeg"]
+
+
+def test_a_patient_is_spelled_one_way_and_counted_in_one_series(kaggle):
+    put(kaggle, "train/PNEUMONIA/PERSON3_BACTERIA_900.JPEG", jpeg(6000))
+    put(kaggle, "train/NORMAL/im-0004-0002.jpeg", jpeg(6001))
+    put(kaggle, "train/bacterial/IM-0004-0001.jpeg", jpeg(6002))  # a viewer's number of a series
+    found = sort(kaggle)
+    patients = {film.name: film.patient for films in found.splits.values() for film in films}
+    assert patients["PERSON3_BACTERIA_900.JPEG"] == "person3_bacteria"
+    assert patients["im-0004-0002.jpeg"] == "IM-0004"
+    assert patients["train/bacterial/IM-0004-0001.jpeg"] == "bacterial/IM-0004-0001" and found.unknown_patients == 1
 
 
 def test_no_images(tmp_path):
@@ -229,6 +291,32 @@ def test_a_damaged_member_of_a_zip_is_set_aside(kaggle, tmp_path, compression):
         data[place] ^= 0xFF
     archive.write_bytes(data)
     assert list(aside(sort(archive))) == [damaged]
+
+
+def test_why_a_member_of_a_zip_cannot_be_unpacked_is_told(kaggle, tmp_path):
+    """A password's flag, and the number of a compression that Python does not know, set in the headers by hand."""
+    archive, odd = tmp_path / "films.zip", ("train/NORMAL/IM-0003-0001.jpeg", "train/NORMAL/IM-0004-0001.jpeg")
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, path.relative_to(kaggle))
+        local = {member.filename: member.header_offset for member in file.infolist()}
+    data = bytearray(archive.read_bytes())
+    for name, local_at, central_at, value in ((odd[0], 6, 8, 1), (odd[1], 8, 10, 9)):
+        data[local[name] + local_at] = data[data.rindex(name.encode()) - 46 + central_at] = value
+    archive.write_bytes(data)
+    reasons = aside(sort(archive))
+    assert list(reasons) == list(odd) and "locked by a password" in reasons[odd[0]][1]
+    assert reasons[odd[1]][1].startswith("compressed in a way that cannot be read here; unpack the zip")
+
+
+def test_folders_of_a_zip_may_be_parted_as_on_windows(kaggle, tmp_path):
+    archive = tmp_path / "films.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.writestr(str(path.relative_to(kaggle)).replace("/", "\\"), path.read_bytes())
+    assert {split: len(films) for split, films in sort(archive).splits.items()} == {
+        split: len(films) for split, films in sort(kaggle).splits.items()
+    }
 
 
 def test_a_zip_whose_list_of_files_is_damaged_is_refused(kaggle, tmp_path):

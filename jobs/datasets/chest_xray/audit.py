@@ -36,6 +36,7 @@ class Image(NamedTuple):
     label: int  # index into CLASSES
     patient: str
     sha256: str
+    content: str  # equal for files that show the same picture
     mode: str  # as Pillow calls it
     width_px: int
     height_px: int
@@ -87,7 +88,7 @@ def collect(source: Path, advance: Callable[[int, int], None] = lambda done, tot
         unknown_patients += not known
         size = len(file.data)
         images[key] = Image(
-            file.path, folder, film.label, patient, film.sha256, film.mode, film.width, film.height, size
+            file.path, folder, film.label, patient, film.sha256, film.content, film.mode, film.width, film.height, size
         )
     if not images:
         raise JobError(
@@ -114,11 +115,11 @@ def shared(images: Sequence[Image], key: Callable[[Image], str]) -> dict[tuple[s
     return {(one, other): holds[one] & holds[other] for one, other in itertools.combinations(holds, 2)}
 
 
-def duplicates(images: Sequence[Image]) -> list[list[Image]]:
-    """Groups of byte-identical files."""
+def duplicates(images: Sequence[Image], key: Callable[[Image], str]) -> list[list[Image]]:
+    """Groups of files with the same bytes, or showing the same picture."""
     groups = defaultdict(list)
     for image in images:
-        groups[image.sha256].append(image)
+        groups[key(image)].append(image)
     return [group for group in groups.values() if len(group) > 1]
 
 

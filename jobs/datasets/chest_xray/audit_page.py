@@ -26,7 +26,11 @@ def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> st
         blocks.append(f"{contents.unknown_patients:,} images name no patient; each counts as a patient of its own.")
     blocks += ["## Images (patients)", markdown(_counts(images))]
     blocks += ["## Patients", markdown(_patients(images)), *_leaks(images)]
-    blocks += ["## Byte-identical files", markdown(_duplicates(images)), *_contradictions(images)]
+    blocks += [
+        "## Byte-identical files, and files that show the same picture",
+        markdown(_duplicates(images)),
+        *_contradictions(images),
+    ]
     blocks += ["## Files by class: median (5 % to 95 %)", markdown(_files(images))]
     sizes = {(image.width_px, image.height_px) for image in images}
     if len(sizes) == 1:
@@ -63,14 +67,14 @@ def _patients(images: Sequence[Image]) -> list[list[str]]:
 
 def _leaks(images: Sequence[Image]) -> list[str]:
     """What stands in two split folders, by name."""
-    name_of = {image.sha256: image.name for image in reversed(images)}
+    name_of = {image.content: image.name for image in reversed(images)}
     leaks = [
         f"- {what} in both {one} and {other}: {len(found):,}: "
         + ", ".join(sorted(map(shown, found))[:LISTED])
         + (" ..." if len(found) > LISTED else "")
         for what, key, shown in (
             ("patients", lambda image: image.patient, str),
-            ("contents", lambda image: image.sha256, name_of.__getitem__),
+            ("pictures", lambda image: image.content, name_of.__getitem__),
         )
         for (one, other), found in shared(images, key).items()
         if found
@@ -79,24 +83,28 @@ def _leaks(images: Sequence[Image]) -> list[str]:
         return ["**Leaks:**", "\n".join(leaks)]
     if len(folders(images)) == 1:
         return ["There is one folder only, so nothing can leak from one into another."]
-    return ["No leaks: no patient and no content stands in two folders."]
+    return ["No leaks: no patient and no picture stands in two folders."]
 
 
 def _duplicates(images: Sequence[Image]) -> list[list[str]]:
-    groups = duplicates(images)
-
-    def across(field: str) -> str:
-        return f"{sum(len({getattr(image, field) for image in group}) > 1 for group in groups):,}"
-
-    return [
-        ["groups", "files", "groups across splits", "across classes", "under several patients"],
-        [f"{len(groups):,}", f"{sum(map(len, groups)):,}", across("folder"), across("label"), across("patient")],
+    rows = [
+        ["files with the same", "groups", "files", "groups across splits", "across classes", "under several patients"]
     ]
+    for what, key in (("bytes", lambda image: image.sha256), ("picture", lambda image: image.content)):
+        groups = duplicates(images, key)
+        across = [
+            sum(len({getattr(image, field) for image in group}) > 1 for group in groups)
+            for field in ("folder", "label", "patient")
+        ]
+        rows.append([what, *(f"{count:,}" for count in (len(groups), sum(map(len, groups)), *across))])
+    return rows
 
 
 def _contradictions(images: Sequence[Image]) -> list[str]:
     """The files that stand under several classes, by name."""
-    groups = [group for group in duplicates(images) if len({image.label for image in group}) > 1]
+    groups = [
+        group for group in duplicates(images, lambda image: image.content) if len({image.label for image in group}) > 1
+    ]
     if not groups:
         return []
     lines = [
@@ -104,7 +112,10 @@ def _contradictions(images: Sequence[Image]) -> list[str]:
         for group in groups[:LISTED]
     ]
     lines += ["- ..."] if len(groups) > LISTED else []
-    return ["**One content, several classes;** `prepare.py` sets all of these aside:", "\n".join(lines)]
+    return [
+        "**One picture, several classes;** `prepare.py` sets these aside (of the test folder, the same bytes alone):",
+        "\n".join(lines),
+    ]
 
 
 def _files(images: Sequence[Image]) -> list[list[str]]:

@@ -36,8 +36,9 @@ _CLASS_FOLDERS = {
     "virus": VIRAL,
 }
 _PNEUMONIA = "pneumonia"
-_KIND = re.compile(r"(bacteria|virus|viral|normal)", re.IGNORECASE)
-# One patient, several films. The numbers of the bacterial and the viral series are independent of each other.
+_KIND = re.compile(r"bacteria|virus|viral|(?<![a-z])normal(?![a-z])", re.IGNORECASE)  # not in "normalized"
+# One patient, several films. The numbers of the bacterial and the viral series are independent of each other; IM-<N>
+# counts patients among the normal films alone, for elsewhere it is the number that a viewer gives to a series.
 _PATIENT = re.compile(
     r"^(?P<person>person\d+_(?:bacteria|virus))_\d+"
     r"|^(?P<normal>(?:NORMAL2-)?IM-\d+)(?:-\d+)*"
@@ -69,8 +70,9 @@ class Sorted:
 class File:
     """A file of a source, as it lies there."""
 
-    path: str  # within the source
+    path: str  # within the source, folders parted by slashes
     data: bytes
+    unread: str = ""  # why there are no data
 
 
 def files(source: Path) -> tuple[int, Iterator[File]]:
@@ -105,11 +107,15 @@ def _read(path: Path) -> bytes:
 def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
     with zipfile.ZipFile(source) as archive:
         for name in names:
+            path = name.replace("\\", "/")  # as some programs of Windows write them
             try:
-                data = archive.read(name)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-                data = b""
-            yield File(name, data)
+                yield File(path, archive.read(name))
+            except NotImplementedError:
+                yield File(path, b"", "compressed in a way that cannot be read here; unpack the zip, give the folder")
+            except RuntimeError:  # so zipfile says it
+                yield File(path, b"", "locked by a password; unpack the zip, give the folder")
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                yield File(path, b"", f"damaged in the zip ({error})")
 
 
 def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Sorted:
@@ -207,58 +213,80 @@ def _film(file: File) -> tuple[Film, bool] | SetAside:
             return aside("conflicting", f"in the folder {folder!r}, but the name says {CLASSES[named]}")
     else:
         return aside("unlabelled", f"the folder {folder!r} is no class: {', '.join(_CLASS_FOLDERS)}, pneumonia")
+    if file.unread:
+        return aside("unreadable", file.unread)
     try:
         decoded = decode(file.data)
     except ImageRefused as refusal:
         return aside("unreadable", str(refusal))
-    match = _PATIENT.match(path.name)
+    patient = _patient(path.name, label)
+    known = patient is not None
     # Without one, the class and the name stand for it; of the test split apart, for numbers may begin anew there.
-    nobody = f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
-    patient = match[match.lastgroup] if match and match.lastgroup else nobody
+    patient = patient or f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
     height, width = decoded.pixels.shape
     digest = hashlib.sha256(file.data).hexdigest()
     film = Film(file.path, patient, label, png(resize(decoded.pixels)), digest, width, height, decoded.mode)
-    return film, match is not None
+    return film, known
+
+
+def _patient(name: str, label: int) -> str | None:
+    """The patient whom the name of a file names, spelled one way."""
+    match = _PATIENT.match(name)
+    if not match or not match.lastgroup or (match.lastgroup == "normal" and label != NORMAL):
+        return None
+    patient = match[match.lastgroup]
+    return patient.lower() if match.lastgroup == "person" else patient.upper()
 
 
 def _kind(word: str) -> int:
     return _CLASS_FOLDERS[word.lower()]
 
 
+def _same(pool: str, film: Film) -> str:
+    """Equal for copies: files of the same bytes; in the pool, whatever shows the same picture."""
+    return film.sha256 if pool == "test" else film.content
+
+
 def _conflicts(pools: dict[str, list[Film]]) -> list[SetAside]:
-    """Sets aside byte-identical files with different labels."""
+    """Sets aside copies with different labels."""
     labels = defaultdict(set)
     for film in (film for films in pools.values() for film in films):
         labels[film.sha256].add(film.label)
+        labels[film.content].add(film.label)
     aside = []
     for pool, films in pools.items():
-        clash = [film for film in films if len(labels[film.sha256]) > 1]
+        clash = [film for film in films if len(labels[_same(pool, film)]) > 1]
         aside += [
-            SetAside(film.name, pool, "conflicting", "the same bytes stand elsewhere under another class")
+            SetAside(film.name, pool, "conflicting", "the same picture stands elsewhere under another class")
             for film in clash
         ]
-        pools[pool] = [film for film in films if len(labels[film.sha256]) == 1]
+        pools[pool] = [film for film in films if len(labels[_same(pool, film)]) == 1]
     return aside
 
 
 def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
     """Sets aside second copies: in the pool any, in the test split only the same file name twice.
 
-    The official test split is left as published. Copies of a pooled film hand their patients to the first, so that
-    patients who share a file stay on one side of the split.
+    The official test split is left as published: a pooled film that shows a picture of it, saved anew, gives way.
+    Copies of a pooled film hand their patients to the first, so that patients who share a picture stay on one side of
+    the split.
     """
+    tested = {film.content: film for film in pools["test"]}
     aside = []
     for pool, films in pools.items():
         merged = {film.patient: key for key, group in patient_groups(films).items() for film in group}
-        first: dict[tuple[str, ...], str] = {}
+        first: dict[tuple[str, ...], Film] = {}
         kept = []
         for film in films:
-            name = PurePosixPath(film.name).name
-            key = (film.sha256, name) if pool == "test" else (film.sha256,)
-            if key in first:
-                aside.append(SetAside(film.name, pool, "duplicate", f"the same bytes as {first[key]}"))
+            key = (_same(pool, film), *([PurePosixPath(film.name).name] if pool == "test" else []))
+            other = first.get(key)
+            if pool != "test" and film.content in tested and film.sha256 != tested[film.content].sha256:
+                other = tested[film.content]
+            if other:
+                same = "bytes" if film.sha256 == other.sha256 else "picture"
+                aside.append(SetAside(film.name, pool, "duplicate", f"the same {same} as {other.name}"))
             else:
-                first[key] = film.name
+                first[key] = film
                 patient = film.patient if pool == "test" else merged[film.patient]
                 kept.append(dataclasses.replace(film, patient=patient))
         pools[pool] = kept
@@ -267,17 +295,19 @@ def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
 
 def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside]) -> None:
     """Raises JobError where the films cannot make a dataset."""
+    aside = _reasons(quarantine)
     if not any(pools.values()):
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(q.reason for q in quarantine).items())
         raise JobError(
-            f"no usable image in {source} ({reasons or 'it holds no files'}); "
+            f"no usable image in {source} ({aside or 'it holds no files'}); "
             "the layouts that are read: train|test / NORMAL|PNEUMONIA, or bacterial, normal, viral folders"
         )
-    for pool, films in pools.items():
-        empty = [CLASSES[label] for label in range(len(CLASSES)) if films and not counts(films)[label]]
-        if empty:
-            where = "test" if pool == "test" else "train and val"
-            raise JobError(f"no {' and no '.join(empty)} image in {where} of {source}; every class needs some")
+    # A test split may be of one class: a hospital's normal films tell the specificity there.
+    empty = [CLASSES[label] for label in range(len(CLASSES)) if pools[POOL] and not counts(pools[POOL])[label]]
+    if empty:
+        raise JobError(
+            f"no {' and no '.join(empty)} image in train and val of {source}; every class needs some"
+            + (f". Set aside: {aside}" if aside else "")
+        )
     for what, of in (("patient", lambda film: film.patient), ("content", lambda film: film.sha256)):
         test = {of(film): film.name for film in pools["test"]}
         shared = [(film.name, test[of(film)]) for film in pools[POOL] if of(film) in test]
@@ -287,6 +317,13 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
                 f"train and test share a {what} in {len(shared)} files of {source} ({examples}); "
                 "remove them from one side: results on such a test would be worth nothing"
             )
+
+
+def _reasons(quarantine: list[SetAside]) -> str:
+    """Why files are set aside, the most common reasons first, each with a file."""
+    first = {(entry.reason, entry.detail): entry.file for entry in reversed(quarantine)}
+    common = Counter((entry.reason, entry.detail) for entry in quarantine).most_common(3)
+    return "; ".join(f"{count} {why[0]}, as {first[why]}: {why[1]}" for why, count in common)
 
 
 def _unique_names(films: list[Film]) -> list[Film]:
