@@ -11,9 +11,9 @@ heatmaps as PNG.
 On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
 
 With --full, also: figures on shifted copies of the films (gamma, contrast, brightness, uneven exposure, detail,
-equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, by file series, brightness and
-size; how many pictures that are no upright chest films are refused; and whether the heat maps name what the model uses,
-follow the film, and depend on the model (shifts.png, maps.png).
+equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, mirrored, by file series,
+brightness and size; how many pictures that are no upright chest films are refused; and whether the heat maps name what
+the model uses, follow the film, and depend on the model (shifts.png, maps.png).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main() -> None:
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
     )
     print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
+    if report.external(predictor, split.facts):
+        print(f"These films are of another source than those of training: {split.facts['citation']}")
     if measured["films_are"] != report.HELD_OUT:
         print(f"These films are {measured['films_are']}: where it has seen them, the figures flatter it.")
     print(metrics.table(measured, measured["intervals"]))

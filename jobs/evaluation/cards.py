@@ -11,7 +11,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
-from jobs.evaluation.report import APART, HELD_OUT
+from jobs.evaluation.report import APART, HELD_OUT, external
 from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -55,12 +55,12 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
         "Intended use": _use(),
         "Factors": _factors(measured),
         "Metrics": _METRICS,
-        "Evaluation data": _evaluation_data(measured),
+        "Evaluation data": _evaluation_data(measured, external(predictor, measured["dataset"])),
         "Training data": _training_data(predictor),
         "Quantitative analyses": _analyses(predictor, measured, report),
         "Ethical considerations": _ETHICS,
         "Caveats and recommendations": _CAVEATS,
-        "Where reporting guidelines are answered": _guidelines(_external(predictor, measured)),
+        "Where reporting guidelines are answered": _guidelines(external(predictor, measured["dataset"])),
     }
     weights = ", ".join(digest[:12] for digest in predictor.weights)
     head = (
@@ -72,20 +72,20 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
 
 
 def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
-    parts, decisions = measured["shortcuts"]["parts"], measured["decisions"]
+    views, decisions = measured["shortcuts"]["views"], measured["decisions"]
     lines = ["**Not a medical device: for education and research, never for diagnosis.**"]
     if predictor.meta["dataset"]["name"] == PHANTOM:
         lines.append("It was trained on synthetic drawings: what it answers to a real film means nothing.")
     else:
         published = predictor.meta["dataset"]["citation"] == ChestXray.CITATION
         whom = "As it was published, the dataset is of children of one to five years, of one hospital. "
-        elsewhere = "" if _external(predictor, measured) else ": nothing here was measured there"
+        elsewhere = "" if external(predictor, measured["dataset"]) else ": nothing here was measured there"
         lines += [
             f"{whom if published else ''}Expect worse on other ages, hospitals and machines{elsewhere}.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "
             "not even by experts, and a film of any other disease is called one of the three classes.",
         ]
-    border = parts["border only"]["binary_auroc"]
+    border = views["border only"]["binary_auroc"]
     if border["value"] is not None:
         if border["interval"] is None:
             remain = "Whether the border is a shortcut cannot be told"
@@ -253,12 +253,14 @@ reflected. An interval of no width says only that all patients are alike in this
 validation split and nowhere else."""
 
 
-def _evaluation_data(measured: Mapping[str, Any]) -> str:
+def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
     counts = ", ".join(f"{values['count']} {name}" for name, values in measured["classes"].items())
     text = (
         f"The {measured['split']} split of `{measured['dataset']['name']}`: {measured['count']} films of "
         f"{measured['patients']} patients ({counts}), "
     )
+    if external:
+        text = f"Films of another source than those of training: {measured['dataset']['citation']}. {text}"
     held_out = measured["films_are"] == HELD_OUT
     text += "none of them in training." if held_out else f"{APART}: whether a patient is in both was not checked."
     if measured["split"] == "validation" and held_out:
@@ -329,7 +331,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
     shifted = [["films", "accuracy", "pneumonia accuracy", "pneumonia AUROC"]]
     shifts = measured["shifts"]
     named = {"as they are": shifts["as it is"], "mean of the shifted copies": shifts["mean"]}
-    for name, figures in (named | measured["shortcuts"]["parts"]).items():
+    for name, figures in (named | measured["shortcuts"]["views"]).items():
         ranked = figures["binary_auroc"]
         shares = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
         shifted.append([name, *shares, number(ranked["value"], ranked["interval"])])
@@ -388,11 +390,6 @@ again wherever films come from elsewhere; calibrate again (`python jobs/calibrat
 _EDITIONS = """\
 CLAIM is that of 2020, with 42 items (Mongan et al., Radiology: Artificial Intelligence 2, e200029); its update of 2024
 numbers them otherwise. TRIPOD+AI is that of 2024 (Collins et al., BMJ 385, e078378)."""
-
-
-def _external(predictor: Predictor, measured: Mapping[str, Any]) -> bool:
-    """Whether the films are of another source than those that were trained on, as far as their citations tell."""
-    return measured["dataset"]["citation"] != predictor.meta["dataset"]["citation"]
 
 
 def _guidelines(external: bool) -> str:

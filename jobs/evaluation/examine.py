@@ -37,11 +37,11 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
       probabilities: (N, 3).
     """
     decided = probabilities.argmax(axis=1)
-    variants, parts = shifted(predictor, split)
+    variants, views = shifted(predictor, split)
     found: dict[str, Any] = {
         "shifts": variants,
         "shortcuts": {
-            "parts": parts,
+            "views": views,
             "groups": groups(split, probabilities),
             "alone": alone(split),
             "heat_outside": heat_outside(
@@ -78,7 +78,7 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
 
     Returns:
       Of the shifts: by name the values and, beside "as it is" and the "mean" over all shifted copies, the figures of
-      each; and those of the parts, by name.
+      each; and those of the views, by name.
     """
     asked = {("as it is", 0.0): ask(predictor, split.images)}
     for variant in track(shifts.variants(split.images), "shifted films", total=shifts.COUNT, transient=True):
@@ -108,7 +108,7 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
             ]
             for name, (_, values_of, identity) in shifts.SHIFTS.items()
         },
-    }, {name: stated(f"{name} nan") for name in shifts.PARTS}
+    }, {name: stated(f"{name} nan") for name in shifts.VIEWS}
 
 
 def series(name: str) -> str:
@@ -310,7 +310,7 @@ def table(found: Mapping[str, Any]) -> str:
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
     lines = ["accuracy; normal against pneumonia: accuracy, AUROC"]
-    rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["parts"]}
+    rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["views"]}
     for name, figures in rows.items():
         lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))
     for way, of_way in shortcuts["groups"].items():

@@ -286,7 +286,7 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     methods = [name for name in methods if at_the_end[name] ** 2 <= EXPLAINED] or methods
     ranks = np.zeros(len(methods))
     for column, more in JUDGED.items():
-        if column in table[methods[0]]:
+        if table[methods[0]].get(column) is not None:
             # To three digits: methods that agree but for rounding are equals.
             values = np.round([table[method][column] for method in methods], 3)
             ranks += stats.rankdata(-values if more else values)
@@ -306,6 +306,8 @@ def rows(found: Mapping[str, Any], intervals: bool = True) -> list[list[str]]:
 def _cell(row: Mapping[str, Any], column: str, bounds: Mapping[str, Any], intervals: bool) -> str:
     if column not in row:
         return ""
+    if row[column] is None:  # another patient's film, where all are of one
+        return "not defined"
     if not intervals:
         return f"{row[column]:.3f}"
     return f"{row[column]:.3f} {between(bounds[column], '.3f')}"

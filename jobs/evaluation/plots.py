@@ -381,6 +381,7 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
         numbers = np.bincount(times, minlength=most + 1)[1:]
         patients.bar(np.arange(1, most + 1) + 0.27 * place, numbers, 0.25, color=COLOURS[name])
     patients.set_yscale("log")
+    patients.set_ylim(bottom=0.5)  # where one patient is a bar, too
     patients.xaxis.set_major_locator(MaxNLocator(integer=True))
     patients.set(xlabel="films of one patient", ylabel="patients", title="Films of one patient")
     for name, films in of_class.items():

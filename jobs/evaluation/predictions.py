@@ -32,7 +32,7 @@ def write(
       probabilities: (N, 3).
       refused: (N,) bool; without a calibration none is.
     """
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("name", "patient", "label", *CLASSES, "refused"))
         for name, patient, label, row, no in zip(names, patients, labels, probabilities, refused, strict=True):
@@ -51,8 +51,11 @@ class Predictions(NamedTuple):
 def read(path: Path) -> Predictions:
     """Reads predictions.csv, sorted by name; JobError where it is none."""
     try:
-        with path.open(newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: row["name"])
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets mark UTF-8 so
+            reader = csv.DictReader(file)
+            if absent := {"name", "patient", "label", *CLASSES} - set(reader.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(absent))}; columns are parted by commas")
+            rows = sorted(reader, key=lambda row: row["name"])
         names = [row["name"] for row in rows]
         if not rows or len(set(names)) < len(names):
             raise ValueError(f"{len(rows)} rows of {len(set(names))} films")

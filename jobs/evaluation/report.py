@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,11 @@ def fitted(calibration: Calibration) -> dict[str, Any]:
         "confidence": calibration.confidence,
         "thresholds": dict(calibration.operating_points),
     }
+
+
+def external(predictor: Predictor, facts: Mapping[str, Any]) -> bool:
+    """Whether films are of another source than those that were trained on, as far as their citations tell."""
+    return facts["citation"] != predictor.meta["dataset"]["citation"]
 
 
 def provenance(predictor: Predictor, split: Split, split_name: str) -> str:

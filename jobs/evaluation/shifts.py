@@ -1,6 +1,6 @@
-"""Controlled shifts of films, and films with parts taken away: what a model's answers hang on.
+"""Controlled shifts of films, and other views of them: what a model's answers hang on.
 
-Everything here is a function of uint8 squares (N, S, S), the same for the same film, and keeps the label.
+Everything here is a function of uint8 squares, the same for the same film, and keeps the label.
 """
 
 from __future__ import annotations
@@ -141,18 +141,19 @@ def corners_erased(film: np.ndarray) -> np.ndarray:
     return erased
 
 
-PARTS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+VIEWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "border only": border_only,
     "centre only": centre_only,
     "corners erased": corners_erased,
+    "mirrored": np.fliplr,
 }
 
 
 class Variant(NamedTuple):
     """A changed copy of a split."""
 
-    name: str  # a key of SHIFTS or PARTS
-    value: float  # how much; NaN for a part
+    name: str  # a key of SHIFTS or VIEWS
+    value: float  # how much; NaN for a view
     images: np.ndarray  # (N, S, S) uint8
 
 
@@ -162,8 +163,8 @@ def variants(images: np.ndarray) -> Iterator[Variant]:
         for value in values:
             if value != identity:
                 yield Variant(name, value, np.stack([change(film, value) for film in images]))
-    for name, part in PARTS.items():
-        yield Variant(name, math.nan, np.stack([part(film) for film in images]))
+    for name, view in VIEWS.items():
+        yield Variant(name, math.nan, np.stack([view(film) for film in images]))
 
 
-COUNT = sum(len(values) - 1 for _, values, _ in SHIFTS.values()) + len(PARTS)
+COUNT = sum(len(values) - 1 for _, values, _ in SHIFTS.values()) + len(VIEWS)

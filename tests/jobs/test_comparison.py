@@ -267,7 +267,10 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     with pytest.raises(JobError, match="absent.csv cannot be read"):
         compare.main([str(a), str(tmp_path / "absent.csv")])
     (tmp_path / "other.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(JobError, match="other.csv holds no predictions"):
+    with pytest.raises(
+        JobError,
+        match="other.csv holds no predictions .no column bacterial, label, name, normal, patient, viral; columns",
+    ):
         compare.main([str(a), str(tmp_path / "other.csv")])
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(JobError, match="empty.csv holds no predictions"):
@@ -280,6 +283,10 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     with pytest.raises(JobError, match="off.csv holds no predictions .a row of probabilities is 1.7 off a sum of 1"):
         compare.main([str(off), str(off)])
     a = write(tmp_path / "a.csv", labels, probabilities)
+    marked = tmp_path / "marked.csv"
+    marked.write_bytes(b"\xef\xbb\xbf" + a.read_bytes())  # as spreadsheets save it
+    compare.main([str(a), str(marked)])
+    assert "DeLong, pneumonia" in capsys.readouterr().out
     others = write(tmp_path / "others.csv", labels, probabilities, patients=["p"] * 300)
     with pytest.raises(JobError, match="their patients differ"):
         compare.main([str(a), str(others)])

@@ -35,7 +35,7 @@ def predictor(run):  # noqa: F811
 
 
 def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
-    found, parts = examine.shifted(predictor, split)
+    found, views = examine.shifted(predictor, split)
     curve = {point["value"]: point for point in found["curves"]["gamma"]}
     films = np.stack([shifts.gamma(film, 2.0) for film in VARIED])
     probabilities = np.stack([answer.probabilities for answer in predictor.predict(films)]).astype(float)
@@ -55,7 +55,7 @@ def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
     ]
     assert len(values) - len(shifted) == len(shifts.SHIFTS)
     assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(shifted))
-    assert parts.keys() == shifts.PARTS.keys()
+    assert views.keys() == shifts.VIEWS.keys()
 
 
 def bright_third(split):

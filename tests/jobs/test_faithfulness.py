@@ -118,14 +118,19 @@ def test_the_best_has_the_best_mean_rank():
     assert faithfulness.best(table) == "gradcam"  # the other one shows the film, whatever the network
     table["gradcam"]["cascade"] = {"stem": 0.8}
     assert faithfulness.best(table) == "layercam"  # unless all do
+    for figures in table.values():
+        figures["another_film"] = None  # all films are of one patient
+    assert faithfulness.best(table) == "layercam"
     against = {"layercam": {"deletion": {"value": -0.1, "interval": [-0.2, 0.01]}}}
     bounds = {name: {column: [0.1, 0.9] for column in row} for name, row in table.items()}
     found = {"films": 5, "methods": table, "intervals": bounds, "against_blob": against, "chosen": "layercam"}
     text = "\n".join(faithfulness.lines(found))
     assert "layercam less the centred blob: deletion -0.100 (-0.200 to +0.010)" in text
-    assert faithfulness.rows(found)[2] == ["layercam", *(f"{x:.3f} (0.100 to 0.900)" for x in (0.2, 0.85, 0.56))]
+    assert text.count("not defined") == 3
+    deletion, insertion, randomised = (f"{x:.3f} (0.100 to 0.900)" for x in (0.2, 0.85, 0.56))
+    assert faithfulness.rows(found)[2] == ["layercam", deletion, insertion, "not defined", randomised]
     assert "maps of 5 films, their intervals in metrics.json; chosen by mean rank: layercam" in text
-    assert "| layercam |    0.200 |     0.850 |      0.560 |" in text
+    assert "| layercam |    0.200 |     0.850 |  not defined |      0.560 |" in text
 
 
 def test_what_randomising_leaves_is_the_mean_size():

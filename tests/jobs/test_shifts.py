@@ -45,15 +45,16 @@ def test_shifts_by_hand():
     np.testing.assert_allclose(shifts.rotation(SMOOTH, 90)[5:-5, 5:-5], np.rot90(SMOOTH)[5:-5, 5:-5], atol=2)
 
 
-def test_parts():
+def test_views():
     edge = round(0.15 * 64)
-    border, centre, corners = (part(FILM) for part in shifts.PARTS.values())
+    border, centre, corners, mirrored = (view(FILM) for view in shifts.VIEWS.values())
     middle = (slice(edge, 64 - edge),) * 2
     assert (border[middle] == int(FILM.mean())).all() and (centre[middle] == FILM[middle]).all()
     np.testing.assert_array_equal(border[:edge], FILM[:edge])
     assert (centre[:edge] == int(FILM.mean())).all() and (centre[:, -edge:] == int(FILM.mean())).all()
     assert (corners[:16, -16:] == round(FILM.mean())).all()
     np.testing.assert_array_equal(corners[16:48], FILM[16:48])
+    np.testing.assert_array_equal(mirrored, FILM[:, ::-1])
 
 
 def test_every_variant_comes_once():
