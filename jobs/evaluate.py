@@ -51,7 +51,7 @@ def main() -> None:
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
     )
     print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
-    if report.external(predictor, split.facts):
+    if report.from_elsewhere(predictor, split.facts):
         print(f"These films are of another source than those of training: {split.facts['citation']}")
     if measured["films_are"] != report.HELD_OUT:
         print(f"These films are {measured['films_are']}: where it has seen them, the figures flatter it.")

@@ -11,7 +11,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
-from jobs.evaluation.report import APART, HELD_OUT, external
+from jobs.evaluation.report import APART, HELD_OUT, from_elsewhere
 from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -55,12 +55,12 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
         "Intended use": _use(),
         "Factors": _factors(measured),
         "Metrics": _METRICS,
-        "Evaluation data": _evaluation_data(measured, external(predictor, measured["dataset"])),
+        "Evaluation data": _evaluation_data(measured, from_elsewhere(predictor, measured["dataset"])),
         "Training data": _training_data(predictor),
         "Quantitative analyses": _analyses(predictor, measured, report),
         "Ethical considerations": _ETHICS,
         "Caveats and recommendations": _CAVEATS,
-        "Where reporting guidelines are answered": _guidelines(external(predictor, measured["dataset"])),
+        "Where reporting guidelines are answered": _guidelines(from_elsewhere(predictor, measured["dataset"])),
     }
     weights = ", ".join(digest[:12] for digest in predictor.weights)
     head = (
@@ -79,7 +79,7 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     else:
         published = predictor.meta["dataset"]["citation"] == ChestXray.CITATION
         whom = "As it was published, the dataset is of children of one to five years, of one hospital. "
-        elsewhere = "" if external(predictor, measured["dataset"]) else ": nothing here was measured there"
+        elsewhere = "" if from_elsewhere(predictor, measured["dataset"]) else ": nothing here was measured there"
         lines += [
             f"{whom if published else ''}Expect worse on other ages, hospitals and machines{elsewhere}.",
             "The labels are the dataset's. Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, "

@@ -147,7 +147,7 @@ def fitted(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def external(predictor: Predictor, facts: Mapping[str, Any]) -> bool:
+def from_elsewhere(predictor: Predictor, facts: Mapping[str, Any]) -> bool:
     """Whether films are of another source than those that were trained on, as far as their citations tell."""
     return facts["citation"] != predictor.meta["dataset"]["citation"]
 

@@ -83,7 +83,7 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
     """
     if source.is_dir():
         paths = walk(source)
-        return len(paths), (File(printable(path.relative_to(source)), _read(path)) for path in paths)
+        return len(paths), (File(printable(path.relative_to(source)), *_read(path)) for path in paths)
     if source.is_file() and zipfile.is_zipfile(source):
         try:
             with zipfile.ZipFile(source) as archive:
@@ -96,12 +96,14 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
     raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file, and why there are none."""
     try:
-        # Reading a pipe would wait for ever.
-        return path.read_bytes() if path.is_file() else b""
-    except OSError:
-        return b""  # is then set aside as unreadable, like any other damaged file
+        if path.is_file():
+            return path.read_bytes(), ""
+        return b"", "neither a file nor a link to one"  # reading a pipe would wait for ever
+    except OSError as error:
+        return b"", f"cannot be read ({error.strerror})"
 
 
 def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
