@@ -45,6 +45,9 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
             words = flags.FLAGS(argv)
             if "config" in flags.FLAGS:
                 flags.FLAGS.config.to_dict()  # a file that is not there is an error only once it is used
+            for name in flags.FLAGS:
+                if flags.FLAGS[name].value == "" and flags.FLAGS[name].default is None:  # as of a variable unset
+                    raise flags.Error(f"--{name} is empty; give a value: {flags.FLAGS[name].help}")
             return words
         # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and
         # OSError for a config file that is not there.
@@ -54,6 +57,8 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
                 reason = reason.args[0]
             if isinstance(error, AttributeError):
                 reason = f"no field {reason} in the config; where it has phases, --config.phases[0].epochs and the like"
+            elif isinstance(error, IndexError):
+                reason = "a phase is set that the config does not have; configs/resnet.py shows how it has some"
             elif missing := re.search("--([a-z_]+) must have a value other than None", str(reason)):
                 reason = f"--{missing[1]} is needed: {flags.FLAGS[missing[1]].help}"
             elif isinstance(error, OSError):  # its words tell everything that was attempted

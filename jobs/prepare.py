@@ -47,8 +47,6 @@ def main() -> None:
     whose = {name: value or "not stated" for name, value in given.items()} if any(given.values()) else None
     if whose and _SOURCE.value in ("download", "phantom"):
         raise UsageError(f"the licence and citation of {_SOURCE.value} are known; leave --license and --citation out")
-    if not _SOURCE.value:
-        raise UsageError("--source is empty; give 'download', 'phantom', or the path of a folder or zip")
     prepare(_SOURCE.value, Path(_DATA_DIR.value), Console(), whose)
 
 

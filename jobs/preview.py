@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw
 
-from jobs import run
+from jobs import UsageError, run
 from jobs.datasets import films
 from jobs.training.augment import augment
 from jobs.training.plan import check
@@ -34,6 +34,8 @@ GAP_PX, TITLE_PX = 4, 16
 
 def main() -> None:
     out = Path(_OUT.value)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out={out} does not end in .png; a PNG is what is written")
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(_CONFIG.value).save(out)
     print(out)
@@ -43,6 +45,7 @@ def sheet(config: ConfigDict) -> Image.Image:
     """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
     check(config)
     split = films.read(Path(config.data.dir), config.data.dataset, "train", leave_out=config.data.leave_out)
+    films.check_classes(split, "training", Path(config.data.dir))
     size = config.data.train_size or config.data.image_size
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
     chosen = np.concatenate(rows)

@@ -102,6 +102,10 @@ class CNN(nn.Module):
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.blocks):
             raise ValueError(f"widths {self.widths} and blocks {self.blocks} differ in length; a stage has one of each")
+        if not self.widths or not all(isinstance(n, int) and n > 0 for n in (*self.widths, *self.blocks)):
+            raise ValueError(
+                f"widths {self.widths} and blocks {self.blocks} must be whole numbers from 1 on, one at least"
+            )
         super().__post_init__()
 
     def setup(self) -> None:

@@ -223,9 +223,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860, help="where the page is served (%(default)s)")
     parser.add_argument("--share", action="store_true", help="also ask Gradio for a public link, good for a week")
     arguments = parser.parse_args()
+    if not 1 <= arguments.port <= 65535:
+        parser.error(f"--port is {arguments.port}; it must be from 1 to 65535")
     try:
         build(arguments.checkpoint).launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         sys.exit(f"error: nothing can be served on port {arguments.port} ({error}); give another with --port")
     except ValueError as error:  # of Gradio, which asks its own page whether it is there
         sys.exit(

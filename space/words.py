@@ -119,14 +119,19 @@ squashed to a square: {networks}.
 
 **Trained on** `{dataset["name"]}` (from `{dataset["source"]}`), licence {dataset["license"]}. {dataset["citation"]}
 
-**How good it is** on {_films(predictor)}:
-
-{_figures(predictor)}
+**How good it is** {_quality(predictor)}
 
 Expect worse on films of other hospitals, machines and ages{mirrored}. {refusals}
 
 **The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
 map is not the most in another. Where the methods disagree, trust the maps less."""
+
+
+def _quality(predictor: Predictor) -> str:
+    """On which films, and the figures; of an ensemble that is not calibrated, that there are none."""
+    if len(predictor.metas) > 1 and not predictor.calibration:
+        return "was not measured of these networks together; `python jobs/calibrate.py --checkpoint` does it."
+    return f"on {_films(predictor)}:\n\n{_figures(predictor)}"
 
 
 def _figures(predictor: Predictor) -> str:

@@ -209,6 +209,14 @@ class Split:
     left_out: int = 0  # how many films of the split are none of these, as `read` was told
 
 
+def check_classes(split: Split, name: str, data_dir: Path) -> None:
+    """Raises JobError where a class is absent; `name` and `data_dir` are told."""
+    absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
+    if absent:
+        cure = "leave out fewer by --config.data.leave_out" if split.left_out else "prepare it again"
+        raise JobError(f"the {name} split of {data_dir} holds no {', no '.join(absent)} film; {cure}")
+
+
 def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
     """The builder of a prepared dataset that has `split`; JobError where there is none."""
     version = str(FilmBuilder.VERSION)

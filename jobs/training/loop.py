@@ -38,7 +38,6 @@ from jobs.training.oversampling import smote
 from jobs.training.plan import FIGURES, check, compile_steps, epochs, phase_of, phases
 from jobs.training.processes import StopSignal
 from model import checkpoint
-from model.labels import CLASSES
 from model.weights.source import read
 
 RESIDENT_SHARE = 0.4  # of a device's memory that films may fill
@@ -80,6 +79,8 @@ def train(
       JobError: something the user can mend: no data, numbers that do not fit, a run that diverged, a directory in use.
     """
     check(config)
+    if checkpoint.member_folders(workdir) != [workdir]:
+        raise UsageError(f"{workdir} holds the networks of an ensemble; give the run a --workdir of its own")
     main = jax.process_index() == 0
     console.quiet = not main
     listening = contextlib.nullcontext(signalled) if signalled else StopSignal()
@@ -240,10 +241,7 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
         for split in ("train", "validation")
     )
     for split, name in ((training, "training"), (validation, "validation")):
-        absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
-        if absent:
-            cure = "leave out fewer by --config.data.leave_out" if split.left_out else "prepare it again"
-            raise JobError(f"the {name} split of {at} holds no {', no '.join(absent)} film; {cure}")
+        films.check_classes(split, name, at)
     if config.data.balance == "smote":
         if not resident:
             raise UsageError("SMOTE makes films up, which no file holds; it needs --config.data.resident=true")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -152,7 +153,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {value}; it must be from {low} to {high}")
     try:
         re.compile(config.data.leave_out)
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise UsageError(
             f"config.data.leave_out is {config.data.leave_out!r}, which is no regular expression: {error}"
         ) from error
@@ -201,6 +202,7 @@ def compile_steps(
     module = _network(config, axis_name=steps.AXIS, sync_batch_norm=synced)
     size = config.data.image_size
     train_size, strength = config.data.train_size or size, config.augment.to_dict()
+    _check_size(module, min(size, train_size))
     variables = steps.create_variables(module, config.seed, size)
     answer: Callable[..., Any]
     if config.objective == "contrastive":
@@ -264,6 +266,17 @@ def _network(config: ConfigDict, **parallel: Any) -> nn.Module:
         return registry.build(config.model.architecture, config.model.options.to_dict(), config.dtype, **parallel)
     except ValueError as error:
         raise UsageError(f"config.model: {error}") from error
+
+
+def _check_size(module: nn.Module, size: int) -> None:
+    """Raises UsageError where a film of `size` px is gone before the head."""
+    film = jnp.zeros((1, size, size, 1))
+    left, _ = jax.eval_shape(functools.partial(module.init_with_output, method="features"), jax.random.key(0), film)
+    if 0 in left.shape:
+        raise UsageError(
+            f"nothing is left of a film of {size} px when the network has halved it so often; raise "
+            "--config.data.image_size and train_size, or take fewer stages"
+        )
 
 
 def _begin(optimizer: optax.GradientTransformation, trained: frozenset[str], params: Any) -> optax.OptState:

@@ -60,8 +60,16 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
         ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower warmup"),
         ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
+        ({"model.options.widths": (), "model.options.blocks": ()}, "must be whole numbers from 1 on, one at least"),
+        ({"model.options.widths": (0, 8)}, "widths (0, 8) and blocks (1, 1) must be whole numbers from 1 on"),
+        ({"model.options.blocks": (1, -1)}, "blocks (1, -1) must be whole numbers from 1 on"),
+        (
+            {"model.options.widths": (4,) * 7, "model.options.blocks": (1,) * 7},
+            "nothing is left of a film of 32 px when the network has halved it so often; raise",
+        ),
         ({"data.train_size": 16}, "config.data.train_size is 16; it must be 0, for image_size, or at least 32"),
         ({"data.leave_out": "(a"}, "config.data.leave_out is '(a', which is no regular expression: missing )"),
+        ({"data.leave_out": "a{99999999999}"}, "which is no regular expression: the repetition number is too large"),
         ({"global_batch_size": 49}, "a global batch of 49 is more than the 48 training films"),
     ],
 )
@@ -189,6 +197,9 @@ def test_a_workdir_that_is_a_file_is_named(phantom_data, tmp_path):
         train(config(phantom_data), tmp_path / "run")
 
 
+DEMO = ("--config", "configs/demo.py")
+
+
 def command(name, *arguments):
     environment = os.environ | {"XLA_FLAGS": ""}
     words = [sys.executable, f"jobs/{name}.py", *map(str, arguments)]
@@ -216,6 +227,12 @@ def test_exit_codes_of_the_command(tmp_path, code, message, arguments):
     [
         ("train", "error: --config is needed: A file of configs/, such as configs/cnn.py.\n", ["--workdir=run"]),
         ("prepare", "error: --source is needed: 'download', 'phantom', or the path of a folder or zip of chest", []),
+        ("train", "error: --workdir is empty; give a value: Where the run lives", ["--workdir=", *DEMO]),
+        (
+            "train",
+            "error: a phase is set that the config does not have",
+            ["--workdir=r", *DEMO, "--config.phases[0].epochs=2"],
+        ),
         ("train", "error: --config: No such file or directory: 'no.py'\n", ["--workdir=run", "--config=no.py"]),
     ],
 )
@@ -223,6 +240,12 @@ def test_what_a_command_cannot_do_without_is_told(name, message, arguments):
     result = command(name, *arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(message) and result.stderr.endswith("see --help\n")
+
+
+def test_a_run_does_not_live_in_an_ensemble(phantom_data, tmp_path):
+    (tmp_path / "member-1").mkdir()
+    with pytest.raises(UsageError, match="holds the networks of an ensemble; give the run a --workdir of its own"):
+        train(config(phantom_data), tmp_path)
 
 
 def test_a_full_disk_is_one_line(tmp_path):

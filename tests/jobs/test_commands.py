@@ -160,7 +160,7 @@ def test_who_stops_reading_ends_a_command_quietly(words):
 
 def test_prepare_refuses_in_one_line(tmp_path):
     result = job("prepare", "--source", "", "--data_dir", tmp_path / "data")
-    assert result.returncode == 2 and "--source is empty; give 'download'" in result.stderr
+    assert result.returncode == 2 and "--source is empty; give a value: 'download'" in result.stderr
     result = job("prepare", "--source", tmp_path, "--data_dir", tmp_path / "data")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no usable image") and "Traceback" not in result.stderr
@@ -450,6 +450,11 @@ def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
 def test_predict_without_files_or_checkpoint(tmp_path):
     result = job("predict", "--out", tmp_path, ROOT / "README.md")
     assert result.returncode == 2 and f"--out={tmp_path} is a folder; give the file to write" in result.stderr
+    film = tmp_path / "film.png"
+    film.write_bytes(jpeg(1))
+    result = job("predict", "--out", film, ROOT / "README.md")
+    assert result.returncode == 2 and "is there, and no table of this command; it is not replaced" in result.stderr
+    assert film.read_bytes() == jpeg(1)
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "p.csv", tmp_path)
     assert result.returncode == 1 and "python jobs/train.py" in result.stderr
     result = job("predict", "--out", tmp_path / "p.csv")
@@ -481,7 +486,12 @@ def test_a_word_that_is_no_flag_is_not_passed_over(run, phantom_data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_preview_refuses_what_cannot_be_trained(run, tmp_path):
+def test_preview_refuses_what_cannot_be_trained(run, phantom_data, tmp_path):
+    tiny = ("preview", "--config", run.parent / "tiny.py", f"--config.data.dir={phantom_data}")
+    result = job(*tiny, "--out", tmp_path / "p")
+    assert result.returncode == 2 and "p does not end in .png; a PNG is what is written" in result.stderr
+    result = job(*tiny, "--config.data.leave_out=.*", "--out", tmp_path / "p.png")
+    assert result.returncode == 1 and "holds no normal, no bacterial, no viral film; leave out fewer" in result.stderr
     result = job(
         "preview", "--config", run.parent / "tiny.py", "--config.data.leave_out=(", "--out", tmp_path / "p.png"
     )

@@ -211,6 +211,14 @@ def test_a_port_in_use_is_named_with_the_cure(monkeypatch, tmp_path):
             app.main()
 
 
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_port_that_there_is_not_is_named_with_its_bounds(monkeypatch, capsys, port):
+    monkeypatch.setattr(sys, "argv", ["app.py", "--port", port])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert f"--port is {port}; it must be from 1 to 65535" in capsys.readouterr().err
+
+
 def test_requirements_hold_what_is_imported_at_the_versions_of_the_repository():
     def pins(path):
         return set(re.findall(r"^[\w-]+==[\w.]+", path.read_text(), re.MULTILINE))

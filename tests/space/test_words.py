@@ -109,6 +109,8 @@ def test_about_an_ensemble_that_is_calibrated_gives_intervals(predictor):
         metas=predictor.metas * 3,
         calibration=types.SimpleNamespace(facts=facts),
     )
+    apart = types.SimpleNamespace(meta=predictor.meta, metas=predictor.metas * 3, calibration=None)
+    assert "**How good it is** was not measured of these networks together" in words.about(apart)
     text = words.about(ensemble)
     assert "The mean of 3 neural networks" in text and text.count("`cnn` at 32 x 32 pixels") == 3
     assert "- 81.0 % (77.7 to 84.0) of films get the right one" in text
