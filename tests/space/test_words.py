@@ -78,8 +78,10 @@ def test_about_says_what_the_checkpoint_says(predictor):
     metas = [meta | {"config": {"augment": {"flip_probability": 0.5}}} for meta in predictor.metas]
     mirrored = types.SimpleNamespace(meta=predictor.meta, metas=metas, calibration=None)
     assert "mirrored" not in words.about(mirrored)
-    mirrored.metas = [*predictor.metas, *metas]  # one of the networks has not learnt them
+    mirrored.metas = [*predictor.metas, *metas]  # half of the networks have not learnt them
     assert "do not trust the answer to a mirrored film" in words.about(mirrored)
+    mirrored.metas = [*predictor.metas, *metas, *metas]
+    assert "mirrored" not in words.about(mirrored)
 
 
 def test_about_says_with_what_a_run_was_begun(predictor):
