@@ -29,7 +29,7 @@ def objection(film: Decoded) -> str | None:
     height, width = film.pixels.shape
     aspect = max(height, width) / min(height, width)
     if aspect > ASPECT_MAX:
-        return f"the picture is {aspect:.1f} times as long as wide; a chest film is at most {ASPECT_MAX:.0f} times"
+        return f"the picture is {aspect:.2f} times as long as wide; a chest film is at most {ASPECT_MAX:.0f} times"
     if film.chroma > CHROMA_MAX:
         return "this is a colour picture; X-ray films are gray"
     low, high = np.percentile(film.pixels, [1, 99])
