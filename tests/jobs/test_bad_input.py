@@ -227,6 +227,11 @@ def test_exit_codes_of_the_command(tmp_path, code, message, arguments):
     [
         ("train", "error: --config is needed: A file of configs/, such as configs/cnn.py.\n", ["--workdir=run"]),
         ("prepare", "error: --source is needed: 'download', 'phantom', or the path of a folder or zip of chest", []),
+        (
+            "prepare",
+            "error: --data_dir is empty; give a value: Where the prepared",
+            ["--source=phantom", "--data_dir="],
+        ),
         ("train", "error: --workdir is empty; give a value: Where the run lives", ["--workdir=", *DEMO]),
         (
             "train",
