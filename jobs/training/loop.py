@@ -35,7 +35,7 @@ from jobs.training.data import (
 from jobs.training.journal import Journal, announcement, progress
 from jobs.training.lock import locked
 from jobs.training.oversampling import smote
-from jobs.training.plan import FIGURES, check, compile_steps, epochs, phase_of, phases
+from jobs.training.plan import FIGURES, check, check_batch, compile_steps, epochs, phase_of, phases
 from jobs.training.processes import StopSignal
 from model import checkpoint
 from model.weights.source import read
@@ -97,6 +97,13 @@ def train(
                 f"{config.data.train_size or config.data.image_size} px a step ({str(error).splitlines()[0][:200]}); "
                 "lower --config.global_batch_size or the size, or take more devices"
             ) from error
+
+
+def check_films(config: ConfigDict, devices: Sequence[jax.Device]) -> None:
+    """Raises JobError where the films that `config` names cannot be trained on; quick, since none is decoded."""
+    training, _ = _splits(config, decoded=False)
+    if config.data.balance != "smote":  # which makes some up
+        check_batch(config, len(training.labels), len(devices))
 
 
 def finished(config: ConfigDict, workdir: Path) -> bool:
@@ -236,18 +243,24 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
     if config.data.resident == "auto":
         needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
         resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
-    training, validation = (
-        films.read(at, dataset, split, resident, config.data.folds, config.data.fold, config.data.leave_out)
-        for split in ("train", "validation")
-    )
-    for split, name in ((training, "training"), (validation, "validation")):
-        films.check_classes(split, name, at)
+    training, validation = _splits(config, resident)
     if config.data.balance == "smote":
         if not resident:
             raise UsageError("SMOTE makes films up, which no file holds; it needs --config.data.resident=true")
         images, labels = smote(training.images, training.labels, config.seed)
         training = dataclasses.replace(training, images=images, labels=labels)
     return training, validation, resident
+
+
+def _splits(config: ConfigDict, decoded: bool) -> tuple[films.Split, films.Split]:
+    at, folds = Path(config.data.dir), (config.data.folds, config.data.fold)
+    training, validation = (
+        films.read(at, config.data.dataset, split, decoded, *folds, config.data.leave_out)
+        for split in ("train", "validation")
+    )
+    films.check_classes(training, "training", at)
+    films.check_classes(validation, "validation", at)
+    return training, validation
 
 
 def _feed(images: Any, targets: np.ndarray, devices: Sequence[jax.Device], resident: bool, decoders: int) -> Feed:

@@ -177,6 +177,20 @@ def check(config: ConfigDict) -> None:
     _network(config)
 
 
+def check_batch(config: ConfigDict, count: int, devices: int) -> None:
+    """Raises UsageError where `devices` cannot share a batch of `count` training films."""
+    if config.global_batch_size % devices:
+        raise UsageError(
+            f"a global batch of {config.global_batch_size} does not divide over {devices} devices; "
+            f"set --config.global_batch_size to a multiple of {devices}"
+        )
+    if config.global_batch_size > count:
+        raise UsageError(
+            f"a global batch of {config.global_batch_size} is more than the {count} training films; "
+            "lower --config.global_batch_size"
+        )
+
+
 def compile_steps(
     config: ConfigDict,
     labels: np.ndarray,
@@ -185,16 +199,7 @@ def compile_steps(
     collectives: bool = True,
 ) -> Compiled:
     """Unpacks a config into the order of the films, the first state and the compiled steps."""
-    if config.global_batch_size % len(devices):
-        raise UsageError(
-            f"a global batch of {config.global_batch_size} does not divide over {len(devices)} devices; "
-            f"set --config.global_batch_size to a multiple of {len(devices)}"
-        )
-    if config.global_batch_size > len(labels):
-        raise UsageError(
-            f"a global batch of {config.global_batch_size} is more than the {len(labels)} training films; "
-            "lower --config.global_batch_size"
-        )
+    check_batch(config, len(labels), len(devices))
     balance = config.data.balance
     order = Order(tuple(labels.tolist()), config.seed, config.global_batch_size, balance == "sampling")
     share = config.global_batch_size // len(devices)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jobs.evaluation.tables import duration
-from jobs.training.loop import Diverged, finished, train
+from jobs.training.loop import Diverged, check_films, finished, train
 from jobs.training.plan import check
 from jobs.training.processes import StopSignal
 
@@ -42,10 +42,12 @@ def train_all(runs: Sequence[Run], devices: Sequence[jax.Device], console: Conso
       By workdir, why the runs that diverged did; None where a signal stopped the training before its end.
 
     Raises:
-      JobError: as `train`, and before anything is trained where one of the configs cannot be.
+      JobError: as `train`, and before anything is trained where one of the configs, or the batch of one, cannot be.
     """
     for run in runs:
         check(run.config)
+    for run in {(run.config.global_batch_size, run.config.data.leave_out): run for run in runs}.values():
+        check_films(run.config, devices)
     diverged: dict[Path, str] = {}
     taken: list[float] = []  # seconds, of each run that is finished
     with StopSignal() as signalled:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import base
-from jobs import UsageError
+from jobs import JobError, UsageError
 from jobs.evaluation import tables
 from jobs.training import grid, loop, objectives, runs
 from jobs.training.plan import FIGURES
@@ -91,12 +91,20 @@ def test_grids_that_cannot_be_meant(typed, message):
         ({"mixup_alpha": [0.0, -1.0]}, r"config.mixup_alpha is -1.0; it must be from 0 to 100"),
         ({"optimizer.warmup_epochs": [0.0, 2.0]}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower"),
         ({"model.architecture": ["cnn", "resnet"]}, "config.model: unknown option .*widths of resnet"),
+        (
+            {"global_batch_size": [16, 5000]},
+            "a global batch of 5000 is more than the 48 training films; lower --config.",
+        ),
+        (
+            {"data.leave_out": ["", "."]},
+            "the training split of .* holds no normal, no bacterial, no viral film; leave out",
+        ),
         ({"model.options.widths": [(4,), (4, 8)]}, r"config.model: widths \(4, 8\) and blocks \(1,\) differ in length"),
     ],
 )
 def test_what_no_run_can_be_made_of_is_refused_before_anything_is_trained(phantom_data, tmp_path, typed, message):
     cells = grid.plan(tiny(phantom_data, epochs=2), tmp_path, typed)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(JobError, match=message):
         runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=io.StringIO()))
     assert list(tmp_path.iterdir()) == []
 
