@@ -181,7 +181,7 @@ def _stated(name: str, value: float, low: float | None = None, high: float | Non
 def untrained(error: CheckpointError) -> str:
     """HTML of the page that has no model: why, and how to get one."""
     return (
-        f"<h2>There is no model here yet</h2><p>The reason: {html.escape(str(error))}.</p>"
+        f"<h2>There is no model to serve</h2><p>The reason: {html.escape(str(error))}.</p>"
         f"<p>These commands train one and serve it:</p><pre tabindex='0'>{_COMMANDS}</pre>"
         "<p>Without data, <code>--source phantom</code> and <code>--config configs/demo.py</code> do it with "
         f"synthetic drawings, within minutes.</p>{_NOTICE}"

@@ -163,7 +163,7 @@ def test_upload_that_has_been_deleted_is_refused_with_the_cure(predictor, tmp_pa
 def test_without_a_model_there_is_nothing_to_call(url_without_model):
     config = requests.get(f"{url_without_model}config", timeout=10).json()
     text = str(config["components"])
-    assert "There is no model here yet" in text and "The reason: no checkpoint in" in text
+    assert "There is no model to serve" in text and "The reason: no checkpoint in" in text
     assert config["dependencies"] == []
 
 
