@@ -126,8 +126,8 @@ def test_a_mistyped_config_is_a_usage_error(flag, message):
 
 def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path):
     (kaggle / "train/NORMAL/IM-0990-0001.jpeg").write_bytes(jpeg(1)[:500])
-    shutil.rmtree(kaggle / "test/PNEUMONIA")
-    out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
+    shutil.copytree(kaggle / "test/NORMAL", tmp_path / "healthy/test/NORMAL")
+    out = done(job("prepare", "--source", tmp_path / "healthy", "--data_dir", tmp_path / "healthy_data"))
     assert "The test split has no bacterial and no viral film; figures that need some are not defined." in out
     shutil.rmtree(kaggle / "test")
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))

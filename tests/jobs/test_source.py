@@ -240,8 +240,12 @@ def test_why_a_class_is_empty_is_told(kaggle):
         sort(kaggle)
 
 
-def test_a_test_split_may_be_of_one_class(kaggle):
+def test_films_to_test_on_alone_may_be_of_one_class(kaggle):
     shutil.rmtree(kaggle / "test/PNEUMONIA")
+    with pytest.raises(JobError, match="no bacterial and no viral image in test of"):
+        sort(kaggle)
+    shutil.rmtree(kaggle / "train")
+    shutil.rmtree(kaggle / "val")
     assert counts(sort(kaggle).splits["test"]) == Counter({0: 3})
 
 

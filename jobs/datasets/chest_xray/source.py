@@ -303,13 +303,15 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
             f"no usable image in {source} ({aside or 'it holds no files'}); "
             "the layouts that are read: train|test / NORMAL|PNEUMONIA, or bacterial, normal, viral folders"
         )
-    # A test split may be of one class: a hospital's normal films tell the specificity there.
-    empty = [CLASSES[label] for label in range(len(CLASSES)) if pools[POOL] and not counts(pools[POOL])[label]]
-    if empty:
-        raise JobError(
-            f"no {' and no '.join(empty)} image in train and val of {source}; every class needs some"
-            + (f". Set aside: {aside}" if aside else "")
-        )
+    # Films to test on alone may be of one class: a hospital's normal films tell the specificity there.
+    for pool, films in pools.items() if pools[POOL] else ():
+        empty = [CLASSES[label] for label in range(len(CLASSES)) if films and not counts(films)[label]]
+        if empty:
+            where = "test" if pool == "test" else "train and val"
+            raise JobError(
+                f"no {' and no '.join(empty)} image in {where} of {source}; every class needs some"
+                + (f". Set aside: {aside}" if aside else "")
+            )
     for what, of in (("patient", lambda film: film.patient), ("content", lambda film: film.sha256)):
         test = {of(film): film.name for film in pools["test"]}
         shared = [(film.name, test[of(film)]) for film in pools[POOL] if of(film) in test]
