@@ -42,7 +42,8 @@ def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
     """Writes a row for every file; returns how often each decision was made."""
     if out.is_dir():
         raise UsageError(f"--out={out} is a folder; give the file to write, such as {out / 'predictions.csv'}")
-    if out.is_file() and not out.read_bytes().startswith(",".join(COLUMNS).encode()):
+    there = out.read_bytes() if out.is_file() else b""
+    if there and not there.startswith(",".join(COLUMNS).encode()):
         raise UsageError(f"--out={out} is there, and no table of this command; it is not replaced: give another file")
     predictor = Predictor.open(directory)
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]

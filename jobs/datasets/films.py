@@ -128,11 +128,12 @@ def spare_others(builder: type[FilmBuilder], data_dir: Path, citation: str) -> N
     folder = data_dir / builder.name / str(builder.VERSION)
     try:
         older = tfds.builder_from_directory(str(folder)).info.metadata
+        source, cited = older["source"], older["citation"]
     except Exception:  # whatever TFDS says of none, or of a damaged one: nothing is lost with it
         return
-    if older["citation"] != citation:
+    if cited != citation:
         raise JobError(
-            f"{data_dir} holds prepared films of another source ({older['source']!r}; {older['citation']}), which "
+            f"{data_dir} holds prepared films of another source ({source!r}; {cited}), which "
             f"would be replaced; give another --data_dir, or remove {folder.parent}"
         )
 

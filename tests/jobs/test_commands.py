@@ -455,6 +455,9 @@ def test_predict_without_files_or_checkpoint(tmp_path):
     result = job("predict", "--out", film, ROOT / "README.md")
     assert result.returncode == 2 and "is there, and no table of this command; it is not replaced" in result.stderr
     assert film.read_bytes() == jpeg(1)
+    (tmp_path / "empty.csv").write_bytes(b"")  # as mktemp leaves it
+    result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "empty.csv", tmp_path)
+    assert result.returncode == 1 and "is not replaced" not in result.stderr
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "p.csv", tmp_path)
     assert result.returncode == 1 and "python jobs/train.py" in result.stderr
     result = job("predict", "--out", tmp_path / "p.csv")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
+from jobs.datasets.chest_xray.source import reasons
 from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 
@@ -155,12 +156,11 @@ def _told(told: Mapping[str, Told | str]) -> list[str]:
 
 
 def _set_aside(contents: Contents) -> list[str]:
-    reasons = Counter((entry.reason, entry.detail) for entry in contents.set_aside).most_common()
-    first = {(entry.reason, entry.detail): entry.file for entry in reversed(contents.set_aside)}
-    if not reasons:
+    why = reasons(contents.set_aside)
+    if not why:
         return ["None."]
-    lines = [f"- {count:,} {why[0]}: {why[1]} (such as {first[why]})" for why, count in reasons[:LISTED]]
-    if len(reasons) > LISTED:
-        lines.append(f"- and {sum(count for _, count in reasons[LISTED:]):,} for other reasons")
+    lines = [f"- {count:,} {one.reason}: {one.detail} (such as {one.file})" for one, count in why[:LISTED]]
+    if len(why) > LISTED:
+        lines.append(f"- and {sum(count for _, count in why[LISTED:]):,} for other reasons")
     kinds = Counter(entry.reason for entry in contents.set_aside).most_common()
     return [", ".join(f"{count:,} {kind}" for kind, count in kinds) + ":", "\n".join(lines)]

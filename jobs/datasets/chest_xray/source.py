@@ -277,10 +277,10 @@ def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
     aside = []
     for pool, films in pools.items():
         merged = {film.patient: key for key, group in patient_groups(films).items() for film in group}
-        first: dict[tuple[str, ...], Film] = {}
+        first: dict[tuple[str, str], Film] = {}
         kept = []
         for film in films:
-            key = (_same(pool, film), *([PurePosixPath(film.name).name] if pool == "test" else []))
+            key = (_same(pool, film), PurePosixPath(film.name).name if pool == "test" else "")
             other = first.get(key)
             if pool != "test" and film.content in tested and film.sha256 != tested[film.content].sha256:
                 other = tested[film.content]
@@ -297,7 +297,9 @@ def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
 
 def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside]) -> None:
     """Raises JobError where the films cannot make a dataset."""
-    aside = _reasons(quarantine)
+    aside = "; ".join(
+        f"{count} {entry.reason}, as {entry.file}: {entry.detail}" for entry, count in reasons(quarantine)[:3]
+    )
     if not any(pools.values()):
         raise JobError(
             f"no usable image in {source} ({aside or 'it holds no files'}); "
@@ -323,11 +325,11 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
             )
 
 
-def _reasons(quarantine: list[SetAside]) -> str:
-    """Why files are set aside, the most common reasons first, each with a file."""
-    first = {(entry.reason, entry.detail): entry.file for entry in reversed(quarantine)}
-    common = Counter((entry.reason, entry.detail) for entry in quarantine).most_common(3)
-    return "; ".join(f"{count} {why[0]}, as {first[why]}: {why[1]}" for why, count in common)
+def reasons(quarantine: list[SetAside]) -> list[tuple[SetAside, int]]:
+    """Why files are set aside, the most common reason first: the first file of each, and how many there are."""
+    first = {(entry.reason, entry.detail): entry for entry in reversed(quarantine)}
+    common = Counter((entry.reason, entry.detail) for entry in quarantine).most_common()
+    return [(first[why], count) for why, count in common]
 
 
 def _unique_names(films: list[Film]) -> list[Film]:
