@@ -14,7 +14,7 @@ from ml_collections.config_flags import config_path
 from configs import base
 from jobs import JobError, UsageError, walk, whole
 from jobs.datasets import films
-from jobs.datasets.chest_xray import source
+from jobs.datasets.chest_xray.files import files
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.training.plan import BOUNDS, check, flatten, plain
 from tests.jobs.test_loop import config, train
@@ -176,8 +176,8 @@ def test_a_folder_that_cannot_be_opened_is_a_file_that_cannot(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert walk(tmp_path) == [tmp_path / "b.png", tmp_path / "shut"]
-    assert source.files(tmp_path)[0] == 2
-    assert [file.data for file in source.files(tmp_path)[1]] == [b"", b""]
+    assert files(tmp_path)[0] == 2
+    assert [file.data for file in files(tmp_path)[1]] == [b"", b""]
     code = f"from pathlib import Path; from jobs import predict; print(predict._answer(None, Path({str(tmp_path)!r})))"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "refused" in answer and "the folder cannot be opened" in answer

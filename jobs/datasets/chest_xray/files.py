@@ -1,0 +1,65 @@
+"""The files of a folder or a zip, as they lie there."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from jobs import JobError, printable, walk
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of a source, as it lies there."""
+
+    path: str  # within the source, folders parted by slashes
+    data: bytes
+    unread: str = ""  # why there are no data
+
+
+def files(source: Path) -> tuple[int, Iterator[File]]:
+    """How many files a folder or zip holds, and each of them, in order of path.
+
+    Raises:
+      JobError: the source is neither, or a zip whose list of files is damaged.
+    """
+    if source.is_dir():
+        paths = walk(source)
+        return len(paths), (File(printable(path.relative_to(source)), *_read(path)) for path in paths)
+    if source.is_file() and zipfile.is_zipfile(source):
+        try:
+            with zipfile.ZipFile(source) as archive:
+                names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        except (zipfile.BadZipFile, ValueError) as error:  # names that are no UTF-8 are a ValueError
+            raise JobError(
+                f"{source} is a damaged zip file ({error}); fetch it again, or give an unpacked folder"
+            ) from error
+        return len(names), _members(source, names)
+    raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file, and why there are none."""
+    try:
+        if path.is_file():
+            return path.read_bytes(), ""
+        return b"", "neither a file nor a link to one"  # reading a pipe would wait for ever
+    except OSError as error:
+        return b"", f"cannot be read ({error.strerror})"
+
+
+def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
+    with zipfile.ZipFile(source) as archive:
+        for name in names:
+            path = name.replace("\\", "/")  # as some programs of Windows write them
+            try:
+                yield File(path, archive.read(name))
+            except NotImplementedError:
+                yield File(path, b"", "compressed in a way that cannot be read here; unpack the zip, give the folder")
+            except RuntimeError:  # so zipfile says it
+                yield File(path, b"", "locked by a password; unpack the zip, give the folder")
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                yield File(path, b"", f"damaged in the zip ({error})")
