@@ -13,9 +13,10 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_DISK = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+    *_FULL,
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
 )
 
 
@@ -83,8 +84,12 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
         except OSError as error:
             if error.errno not in _OF_THE_DISK:
                 raise
-            print(f"error: {error}; free some room, or give a place that can be written", file=sys.stderr)
+            cure = "free some room, or give" if error.errno in _FULL else "give"
+            print(f"error: {error}; {cure} a place that can be written", file=sys.stderr)
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            sys.exit(130)  # as shells say it
 
     try:
         app.run(guarded, flags_parser=parse)
@@ -114,7 +119,16 @@ def printable(path: Path) -> str:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` once the block has succeeded: all of a file, or none."""
+    """A path to write to, which takes the place of `path` once the block has succeeded: all of a file, or none.
+
+    Of a link it is the file that it leads to which is replaced.
+
+    Raises:
+      JobError: there is a device, a pipe or a folder.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise JobError(f"{path} is no file, and would be lost; give a file to write")
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield scratch

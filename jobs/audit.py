@@ -42,6 +42,7 @@ def main() -> None:
 
 def audit(source: Path, out: Path, console: Console) -> None:
     """Reads `source`, prints its facts and writes them to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
     with Progress(
         TextColumn("reading"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(), console=console, transient=True,
@@ -54,7 +55,6 @@ def audit(source: Path, out: Path, console: Console) -> None:
         "file size": facts.tell(images, np.array([image.size_bytes for image in images])),
     }
     text = page(source, contents, told)
-    out.mkdir(parents=True, exist_ok=True)
     with whole(out / "audit.md") as scratch:
         scratch.write_text(text, encoding="utf-8")
     columns = {name: np.array(column) for name, column in zip(Image._fields, zip(*images, strict=True), strict=True)}

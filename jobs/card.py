@@ -38,6 +38,9 @@ def main() -> None:
     folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
     folder, measured = _report(predictor, directory, folders)
     out = Path(_OUT.value) if _OUT.value else directory / cards.FILE
+    there = out.read_bytes() if out.is_file() else b""
+    if there and not there.startswith(cards.TITLE.encode()):
+        raise JobError(f"--out={out} is there, and no model card; it is not replaced: give another file")
     try:
         text = cards.card(predictor, measured, folder)
     except KeyError as missing:

@@ -12,6 +12,7 @@ For education and research, never for diagnosis.
 from __future__ import annotations
 
 import csv
+import os
 import stat
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,8 @@ from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "space/checkpoint", "A run directory or a bundle.")
+_BUNDLED = Path(__file__).resolve().parents[1] / "space/checkpoint"
+_CHECKPOINT = flags.DEFINE_string("checkpoint", str(_BUNDLED), "A run directory or a bundle.")
 _OUT = flags.DEFINE_string("out", "predictions.csv", "The table to write.")
 
 COLUMNS = ("file", "decision", *CLASSES, "reason")
@@ -33,32 +35,44 @@ COLUMNS = ("file", "decision", *CLASSES, "reason")
 def main(arguments: list[str]) -> int:
     if not arguments:
         raise UsageError("no file or folder given; python jobs/predict.py --out predictions.csv FILES_OR_FOLDERS")
-    decisions = predict(Path(_CHECKPOINT.value), [Path(argument) for argument in arguments], Path(_OUT.value))
-    print(f"{_OUT.value}: " + (", ".join(f"{n} {d}" for d, n in decisions.most_common()) or "no files"))
+    decisions, reasons = predict(Path(_CHECKPOINT.value), [Path(argument) for argument in arguments], Path(_OUT.value))
+    print(f"{_OUT.value}: {', '.join(f'{count} {decision}' for decision, count in decisions.most_common())}")
+    if reasons:
+        reason, count = reasons.most_common(1)[0]
+        print(f"refused {'all' if len(reasons) == 1 else 'most often'} ({count}): {reason}")
     return 0 if decisions.total() > decisions[REFUSED] else 1
 
 
-def predict(directory: Path, sources: list[Path], out: Path) -> Counter[str]:
-    """Writes a row for every file; returns how often each decision was made."""
+def predict(directory: Path, sources: list[Path], out: Path) -> tuple[Counter[str], Counter[str]]:
+    """Writes a row for every file; returns how often each decision was made, and each reason to refuse given.
+
+    Raises:
+      UsageError: `out` is no place for a table, a source is not there, or they hold no file.
+    """
     if out.is_dir():
         raise UsageError(f"--out={out} is a folder; give the file to write, such as {out / 'predictions.csv'}")
     there = out.read_bytes() if out.is_file() else b""
     if there and not there.startswith(",".join(COLUMNS).encode()):
         raise UsageError(f"--out={out} is there, and no table of this command; it is not replaced: give another file")
-    predictor = Predictor.open(directory)
+    if missing := [str(source) for source in sources if not os.path.lexists(source)]:
+        raise UsageError(f"{', '.join(missing)}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
+    if not files:
+        raise UsageError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
+    predictor = Predictor.open(directory)
     out.parent.mkdir(parents=True, exist_ok=True)
-    decisions: Counter[str] = Counter()
+    decisions, reasons = Counter[str](), Counter[str]()
     with whole(out) as path, path.open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
         writer.writerow(COLUMNS)
         for file in track(files, "reading films", transient=True):
             answer = _answer(predictor, file)
             decisions[answer.decision] += 1
+            reasons.update([answer.reason] if answer.reason else [])
             numbers = ("",) * len(CLASSES) if answer.probabilities is None else answer.probabilities
             cells = (f"{number:.7f}" if number != "" else "" for number in numbers)
             writer.writerow((printable(file), answer.decision, *cells, answer.reason))
-    return decisions
+    return decisions, reasons
 
 
 def _is_folder(path: Path) -> bool:

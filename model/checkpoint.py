@@ -259,8 +259,7 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
     if not found:
         raise CheckpointError(
             f"no checkpoint in {directory}{'' if directory.exists() else ', which is not there'}; give the folder of a "
-            "run or a bundle, such as space/checkpoint, or train one: python jobs/train.py --config configs/cnn.py "
-            f"--workdir {directory}"
+            "run or a bundle, or train one: python jobs/train.py --config configs/cnn.py --workdir runs/cnn"
         )
     problems: list[str] = []
     for step, meta in _ordered(directory, found, which, problems):

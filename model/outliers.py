@@ -17,7 +17,7 @@ import numpy as np
 from model.preprocess import Decoded
 
 ASPECT_MAX = 4.0  # of the longer to the shorter side; films of children reach about 3
-CHROMA_MAX = 24.0  # mean distance of the largest from the smallest of red, green and blue, of 255
+CHROMA_MAX = 24.0  # gray values, of 255: of Decoded.chroma
 SPREAD_MIN = 16  # gray values, of 255, between the darkest and the brightest hundredth
 THUMBNAIL = 16  # px, the side of the mean film
 LIKENESS = 0.5  # with the mean film, inverted or turned, from which a picture is called a film that is
@@ -31,10 +31,10 @@ def objection(film: Decoded) -> str | None:
     if aspect > ASPECT_MAX:
         return f"the picture is {aspect:.2f} times as long as wide; a chest film is at most {ASPECT_MAX:.0f} times"
     if film.chroma > CHROMA_MAX:
-        return "this is a colour picture; X-ray films are gray"
+        return "this is a colour picture, and X-ray films are gray; where it shows one, save it in black and white"
     low, high = np.percentile(film.pixels, [1, 99])
     if high - low < SPREAD_MIN:
-        return "the picture is blank, or nearly so; nothing can be seen on it"
+        return "the picture is blank, or nearly so; send it with more contrast, and nothing transparent"
     return None
 
 
@@ -95,7 +95,9 @@ class Outliers:
             if inverted and -upright[index] > LIKENESS:
                 reasons.append("this looks like an inverted film; bones must be bright and lungs dark")
             elif wrong_way and other > LIKENESS:
-                reasons.append("this looks like a film that is turned; the head must be at the top")
+                reasons.append(
+                    "this looks like a film that is turned; the head must be at the top, and nothing be around the film"
+                )
             elif inverted or wrong_way or far[index]:
                 reasons.append(
                     "this is not like the chest films that the model learned from; cut off what is around the film"

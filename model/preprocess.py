@@ -4,7 +4,7 @@ On the host: file -> `decode` -> `resize` -> uint8 square, as prepared datasets 
 `to_input`, that square at the size of a network's input, standardised.
 
 The square is *squashed*: padding bars and the aspect ratio give the label away in this dataset, so neither
-is kept. Colour is dropped for the same reason.
+is kept: bars are cut away. Colour is dropped for the same reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
 DETECTORS = (8, 10, 12, 14, 16)  # bits
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+BAR_SPREAD = 6  # gray values, of 255, within a row or column of a bar: JPEG leaves a few
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
+
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns of fewer
 
 
 class ImageRefused(ValueError):
@@ -34,9 +38,11 @@ class ImageRefused(ValueError):
 class Decoded:
     """A film as its file gives it: pixels (H, W) uint8, and what the file said before conversion."""
 
-    pixels: np.ndarray  # (H, W) uint8, upright
+    pixels: np.ndarray  # (H, W) uint8, upright, without the bars that a film is padded with
+    width: int  # of the upright picture with its bars, px
+    height: int
     mode: str  # Pillow's mode of the source: "L", "RGB", "I;16", ...
-    chroma: float  # mean distance of the largest from the smallest of red, green and blue, 0 to 255; gray is 0
+    chroma: float  # what is left of colour without a tint of the whole, in gray values of 255; gray is 0
 
 
 def decode(data: bytes) -> Decoded:
@@ -46,8 +52,8 @@ def decode(data: bytes) -> Decoded:
       data: the whole file: PNG, JPEG, WebP, TIFF or BMP; any colour mode; 8 to 16 bits, or float.
 
     Returns:
-      The film at its own size; EXIF orientation applied, transparency laid over black. Of several pages or pictures in
-      a file it is the first.
+      The film at its own size; EXIF orientation applied, transparency laid over black, plain bars along its sides cut
+      away. Of several pages or pictures in a file it is the first.
 
     Raises:
       ImageRefused: empty, truncated, of another format, too small or too large; the message names the value,
@@ -74,17 +80,20 @@ def decode(data: bytes) -> Decoded:
             )
             upright = ImageOps.exif_transpose(image)
             pixels = _to_gray(upright)
-            # Pillow inverts white-is-zero TIFFs of 8 bits by itself, wider ones not.
-            return Decoded(255 - pixels if inverted else pixels, image.mode, _chroma(upright))
+            if inverted:  # Pillow inverts white-is-zero TIFFs of 8 bits by itself, wider ones not
+                pixels = 255 - pixels
+            return Decoded(_without_bars(pixels), *upright.size, image.mode, _chroma(upright))
     except ImageRefused:
         raise
     except Image.DecompressionBombError as error:
         raise ImageRefused(f"image is too large: at most {MAX_PIXELS:,} pixels are read; scale it down") from error
     except UnidentifiedImageError as error:
-        raise ImageRefused("not a PNG, JPEG, WebP, TIFF or BMP image") from error
+        raise ImageRefused(
+            "not a PNG, JPEG, WebP, TIFF or BMP image; save it as one of these, or unpack what it is packed in"
+        ) from error
     # Decoders report damage with whatever their format makes of it: struct.error, SyntaxError, EOFError, ...
     except Exception as error:
-        raise ImageRefused(f"the image is damaged or cut short ({error})") from error
+        raise ImageRefused(f"the image is damaged or cut short; copy or export it again ({error})") from error
 
 
 def resize(pixels: np.ndarray, size: int = STORAGE_SIZE) -> np.ndarray:
@@ -181,12 +190,30 @@ def _to_gray(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L"))
 
 
+def _without_bars(pixels: np.ndarray) -> np.ndarray:
+    """Cuts rows and columns of one gray value off the sides of (H, W): what viewers and phones pad films with."""
+    film = pixels
+    while True:
+        rows, columns = (np.flatnonzero(np.ptp(film, axis=axis) > BAR_SPREAD) for axis in (1, 0))
+        if not rows.size or not columns.size:
+            return pixels  # blank
+        cut = film[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if cut.shape == film.shape or min(cut.shape) < MIN_SIDE:
+            return film
+        film = cut  # which may have bars of another gray
+
+
 def _chroma(image: Image.Image) -> float:
-    """How coloured a picture is; fine detail and the noise of JPEG's colours are averaged away first."""
+    """How coloured a picture is: the mean distance of the largest from the smallest of red, green and blue.
+
+    Fine detail and the noise of JPEG's colours are averaged away first, and a tint of the whole, as a lamp or the blue
+    base of a film gives it, is taken out: each colour is scaled to the mean of the three.
+    """
     if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
         return 0.0
-    small = image.convert("RGB").resize((64, 64), Image.Resampling.BOX)
-    return float(np.ptp(np.asarray(small).astype(int), axis=2).mean())
+    small = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)).astype(float)
+    means = small.mean(axis=(0, 1))
+    return float(np.ptp(small * (means.mean() / np.maximum(means, 1)), axis=2).mean())
 
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:

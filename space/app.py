@@ -84,7 +84,7 @@ def _lay_out(predictor: Predictor) -> None:
             )
             with gr.Row(elem_id="examples"):
                 examples = {
-                    path: gr.Button(f"synthetic: {name}", icon=path, size="sm", min_width=90)
+                    path: gr.Button(f"synthetic: {name}", icon=path, size="sm", min_width=80)
                     for name, path in EXAMPLES.items()
                 }
         with gr.Column(scale=3, min_width=300):
@@ -162,7 +162,7 @@ def read(predictor: Predictor, files: list[str] | None, progress=gr.Progress()) 
     """
     if not files:
         raise gr.Error("No film is chosen: upload one, or try a synthetic one.", print_exception=False)
-    names = [f"{index}. {Path(path).name}" for index, path in enumerate(files, 1)]
+    names = named(files)
     predictions = [ask(predictor, path) for path in progress.tqdm(files, unit="films")]
     readable = [index for index, prediction in enumerate(predictions) if prediction.decision != REFUSED]
     choices = [(name, index) for index, name in enumerate(names)]
@@ -184,11 +184,17 @@ def show(predictor: Predictor, films: list[str], chosen: int, method: str, opaci
         raise gr.Error("This page was left for too long: send the films again.", print_exception=False)
     path = films[chosen]
     prediction = ask(predictor, path, method)
-    card = words.answer(Path(path).name, prediction) + words.notices(predictor.meta)
+    card = words.answer(named(films)[chosen], prediction) + words.notices(predictor.meta)
     if prediction.decision == REFUSED:
         return card, gr.Column(visible=False), []
     pixels = preprocess.decode(Path(path).read_bytes()).pixels
     return card, gr.Column(visible=True), gallery.items(pixels, prediction, opacity)
+
+
+def named(films: list[str]) -> list[str]:
+    """What the uploads are called: their names, of several with a number, for phones call all films alike."""
+    names = [Path(path).name for path in films]
+    return names if len(names) == 1 else [f"{number}. {name}" for number, name in enumerate(names, 1)]
 
 
 def predict(predictor: Predictor, files: list[str] | None) -> list[dict[str, Any]]:

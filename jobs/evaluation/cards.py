@@ -17,6 +17,7 @@ from model.labels import CLASSES
 from model.predictor import Predictor
 
 FILE = "MODEL_CARD.md"
+TITLE = "# Model card: "
 PHANTOM = "phantom"
 
 
@@ -64,7 +65,7 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
     }
     weights = ", ".join(digest[:12] for digest in predictor.weights)
     head = (
-        f"# Model card: Pneumoscope, trained on `{predictor.meta['dataset']['name']}`\n\n"
+        f"{TITLE}Pneumoscope, trained on `{predictor.meta['dataset']['name']}`\n\n"
         f"Written by `python jobs/card.py` from the checkpoint (weights {weights}) "
         f"and `{report.as_posix()}/metrics.json`."
     )

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
 
 from jobs import JobError
-from jobs.datasets.chest_xray.source import SetAside, read, split_folder
+from jobs.datasets.chest_xray.source import SetAside, read, reasons, split_folder
 from jobs.datasets.splits import patient_groups
 from jobs.evaluation import metrics
 from jobs.evaluation.intervals import estimate
@@ -91,8 +91,9 @@ def collect(source: Path, advance: Callable[[int, int], None] = lambda done, tot
             file.path, folder, film.label, patient, film.sha256, film.content, film.mode, film.width, film.height, size
         )
     if not images:
+        why = "".join(f" ({count} {entry.reason}: {entry.detail})" for entry, count in reasons(set_aside)[:1])
         raise JobError(
-            f"0 of the {len(set_aside)} files of {source} are images of a known class; "
+            f"0 of the {len(set_aside)} files of {source} are images of a known class{why}; "
             "give the folder or zip that holds NORMAL and PNEUMONIA, or bacterial, normal and viral"
         )
     return Contents(list(images.values()), copies, unknown_patients, set_aside)

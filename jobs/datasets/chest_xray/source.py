@@ -26,7 +26,7 @@ VALIDATION_FRACTION = 0.12  # of the patients of each class
 SPLIT_SALT = "pneumoscope"  # changing it moves every patient
 
 POOL = "train+val"
-_SPLIT_FOLDERS = {"train": POOL, "val": POOL, "valid": POOL, "validation": POOL, "test": "test"}
+_SPLIT_FOLDER = re.compile(r"(train|val|valid|validation|test)(?:ing|s)?(?:[-_ ]?(?:set|data))?", re.IGNORECASE)
 _CLASS_FOLDERS = {
     "bacteria": BACTERIAL,
     "bacterial": BACTERIAL,
@@ -125,13 +125,13 @@ def read(
 
 def split_folder(path: str) -> str:
     """The split folder nearest the file, in lower case; empty where the file stands in none."""
-    folders = (part.lower() for part in reversed(PurePosixPath(path).parts[:-1]))
-    return next((folder for folder in folders if folder in _SPLIT_FOLDERS), "")
+    folders = reversed(PurePosixPath(path).parts[:-1])
+    return next((folder.lower() for folder in folders if _SPLIT_FOLDER.fullmatch(folder)), "")
 
 
 def _split(path: str) -> str:
     """The test split or the pool."""
-    return _SPLIT_FOLDERS.get(split_folder(path), POOL)
+    return "test" if split_folder(path).startswith("test") else POOL
 
 
 def _film(file: File) -> tuple[Film, bool] | SetAside:
@@ -143,23 +143,22 @@ def _film(file: File) -> tuple[Film, bool] | SetAside:
     path = PurePosixPath(file.path)
     if path.name.startswith(".") or "__MACOSX" in path.parts:
         return aside("unreadable", "a system file, not an image")
-    folder = path.parts[-2].lower() if len(path.parts) > 1 else ""
+    folder = path.parts[-2] if len(path.parts) > 1 else ""
+    label = _class(folder)
     kinds = {_kind(match) for match in _KIND.findall(path.stem)}
     if len(kinds) > 1:
         return aside("conflicting", f"the name says {' and '.join(CLASSES[kind] for kind in sorted(kinds))}")
     named = kinds.pop() if kinds else None
-    if folder == _PNEUMONIA:
+    if folder.lower() == _PNEUMONIA:
         if named is None:
             return aside("unlabelled", "in a pneumonia folder, but the name says neither bacteria nor virus")
         if named == NORMAL:
             return aside("conflicting", "in a pneumonia folder, but the name says normal")
         label = named
-    elif folder in _CLASS_FOLDERS:
-        label = _CLASS_FOLDERS[folder]
-        if named is not None and named != label:
-            return aside("conflicting", f"in the folder {folder!r}, but the name says {CLASSES[named]}")
-    else:
-        return aside("unlabelled", f"the folder {folder!r} is no class: {', '.join(_CLASS_FOLDERS)}, pneumonia")
+    elif label is None:
+        return aside("unlabelled", f"it stands in no folder of a class ({', '.join(_CLASS_FOLDERS)}, pneumonia)")
+    elif named is not None and named != label:
+        return aside("conflicting", f"in the folder {folder!r}, but the name says {CLASSES[named]}")
     if file.unread:
         return aside("unreadable", file.unread)
     try:
@@ -170,9 +169,9 @@ def _film(file: File) -> tuple[Film, bool] | SetAside:
     known = patient is not None
     # Without one, the class and the name stand for it; of the test split apart, for numbers may begin anew there.
     patient = patient or f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
-    height, width = decoded.pixels.shape
     digest = hashlib.sha256(file.data).hexdigest()
-    film = Film(file.path, patient, label, png(resize(decoded.pixels)), digest, width, height, decoded.mode)
+    square = png(resize(decoded.pixels))
+    film = Film(file.path, patient, label, square, digest, decoded.width, decoded.height, decoded.mode)
     return film, known
 
 
@@ -187,6 +186,12 @@ def _patient(name: str, label: int) -> str | None:
 
 def _kind(word: str) -> int:
     return _CLASS_FOLDERS[word.lower()]
+
+
+def _class(folder: str) -> int | None:
+    """The class whose films a folder holds; "Viral Pneumonia" says it, too."""
+    words = set(re.findall("[a-z]+", folder.lower())) - {_PNEUMONIA}
+    return _CLASS_FOLDERS.get(words.pop()) if len(words) == 1 else None
 
 
 def _same(pool: str, film: Film) -> str:
@@ -257,6 +262,7 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
             where = "test" if pool == "test" else "train and val"
             raise JobError(
                 f"no {' and no '.join(empty)} image in {where} of {source}; every class needs some"
+                + ("" if pool == "test" else ", but films in a folder named test, to measure a model on them alone")
                 + (f". Set aside: {aside}" if aside else "")
             )
     for what, of in (("patient", lambda film: film.patient), ("content", lambda film: film.sha256)):
