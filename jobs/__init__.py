@@ -137,3 +137,16 @@ def whole(path: Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def take_place(new: Path, out: Path) -> None:
+    """Moves a folder that is complete to `out`, on the same disk; an older one there is back where that fails."""
+    older = new.with_name(f"{new.name}-older")
+    if out.exists():
+        out.rename(older)
+    try:
+        new.rename(out)
+    except BaseException:
+        if older.exists():
+            older.rename(out)
+        raise

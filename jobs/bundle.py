@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from jobs import JobError, run
+from jobs import JobError, run, take_place
 from jobs.evaluation import cards
 from model import checkpoint
 from model.calibration import FILE, Calibration
@@ -76,9 +76,7 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             (new / FILE).write_text(calibration.to_text())
         attribution = checkpoint.attribution(member.meta for member in loaded)
         (new / checkpoint.ATTRIBUTION).write_text(attribution, encoding="utf-8")
-        if out.exists():
-            out.rename(Path(scratch) / "old")
-        new.rename(out)
+        take_place(new, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     members = ", ".join(f"step {member.step}, epoch {member.meta['epoch']}" for member in loaded)
     print(f"{out}: {members}, {dtype}, {size / 1e6:.1f} MB")

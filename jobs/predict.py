@@ -57,6 +57,7 @@ def predict(directory: Path, sources: list[Path], out: Path) -> tuple[Counter[st
     if missing := [str(source) for source in sources if not os.path.lexists(source)]:
         raise UsageError(f"{', '.join(missing)}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
+    files = [file for file in files if file.absolute() != out.absolute()]  # the table of the last time
     if not files:
         raise UsageError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
     predictor = Predictor.open(directory)

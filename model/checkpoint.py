@@ -34,7 +34,7 @@ Tree = TypeVar("Tree")
 
 
 class CheckpointError(Exception):
-    """No step of a directory can be loaded; the message says of each why."""
+    """A checkpoint, or what lies beside it, cannot be read, written or used; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)

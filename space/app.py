@@ -231,8 +231,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port is {arguments.port}; it must be from 1 to 65535")
+    page = build(arguments.checkpoint)
     try:
-        build(arguments.checkpoint).launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
+        page.launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
     except OSError as error:
         sys.exit(f"error: nothing can be served on port {arguments.port} ({error}); give another with --port")
     except ValueError as error:  # of Gradio, which asks its own page whether it is there

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jobs import JobError
+from jobs import JobError, take_place
 from jobs.datasets.splits import deal
 from model.labels import CLASSES
 from model.preprocess import STORAGE_SIZE
@@ -134,7 +133,7 @@ def spare_others(builder: type[FilmBuilder], data_dir: Path, citation: str) -> N
     if cited != citation:
         raise JobError(
             f"{data_dir} holds prepared films of another source ({source!r}; {cited}), which "
-            f"would be replaced; give another --data_dir, or remove {folder.parent}"
+            f"would be replaced; give another --data_dir, or remove {folder.parent} where they are these films"
         )
 
 
@@ -175,9 +174,7 @@ def write(
         written = Path(writer.data_dir)
         target = data_dir / written.relative_to(scratch)
         target.parent.mkdir(exist_ok=True)
-        if target.exists():
-            target.rename(Path(scratch) / "replaced")
-        shutil.move(written, target)
+        take_place(written, target)
     return target
 
 

@@ -145,7 +145,7 @@ def make_train_step(
         fresh, _ = trainable.split({"params": params, "batch_stats": batch_stats}, moves)
         average, rested = trainable.split(state.ema, moves)
         now = trainable.merge(fresh, trainable.split(before, moves)[1])
-        # The average starts as a plain mean, so that the initial values are soon forgotten.
+        # At first the average reaches back over a ninth of the steps, so that the initial values are soon forgotten.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = trainable.merge(optax.incremental_update(fresh, average, step_size=1 - decay), rested)
         taken = State(state.step, **now, ema=ema, opt_state=opt_state)

@@ -109,7 +109,7 @@ def test_what_a_number_tells_is_cross_validated():
 
 def test_a_source_without_films_is_refused(tmp_path):
     put(tmp_path, "a/b.txt", b"nothing")
-    with pytest.raises(JobError, match="0 of the 1 files of .* are images of a known class; give the folder or zip"):
+    with pytest.raises(JobError, match=r"0 of the 1 files of .* are images of a known class \(1 unlabelled: it stands"):
         collect(tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ml_collections.config_flags import config_path
 
 from configs import base
-from jobs import JobError, UsageError, walk, whole
+from jobs import JobError, UsageError, take_place, walk, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.files import files
 from jobs.datasets.phantom.builder import Phantom, film
@@ -284,3 +284,32 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         _ = 1 / 0
     assert json.loads(path.read_text()) == {}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one_and_a_pipe_is_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    with whole(tmp_path / "link") as scratch:
+        scratch.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(JobError, match="pipe is no file, and would be lost; give a file"), whole(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_interrupt_is_one_line():
+    code = "from jobs import run\ndef main(): raise KeyboardInterrupt\nrun(main)"
+    command_line = [sys.executable, "-c", code]
+    result = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 130 and result.stderr.strip() == "stopped"
+
+
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path):
+    for name in ("new", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    with pytest.raises(FileNotFoundError):
+        take_place(tmp_path / "absent", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["out"]
+    take_place(tmp_path / "new", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]

@@ -462,6 +462,12 @@ def test_predict_without_files_or_checkpoint(tmp_path):
     assert result.returncode == 1 and "python jobs/train.py" in result.stderr
     result = job("predict", "--out", tmp_path / "p.csv")
     assert result.returncode == 2 and "no file or folder given" in result.stderr
+    (tmp_path / "p.csv").write_text("file,decision,normal,bacterial,viral,reason\nfilm.png,normal,1,0,0,\n")
+    (tmp_path / "nothing").mkdir()
+    for missing, why in (("typo", "typo: not there; give films"), ("nothing", "nothing: no file in there; give films")):
+        result = job("predict", "--out", tmp_path / "p.csv", tmp_path / missing)
+        assert result.returncode == 2 and why in result.stderr
+    assert "film.png" in (tmp_path / "p.csv").read_text()
 
 
 def test_evaluated_and_served_predictions_are_equal(run, phantom_data, tmp_path):

@@ -144,19 +144,19 @@ def test_what_is_set_aside(kaggle):
     assert reasons["train/PNEUMONIA/person1.jpeg"][0] == "unlabelled"
     assert reasons["train/COVID/a.jpeg"] == (
         "unlabelled",
-        "the folder 'covid' is no class: bacteria, bacterial, normal, viral, virus, pneumonia",
+        "it stands in no folder of a class (bacteria, bacterial, normal, viral, virus, pneumonia)",
     )
     assert reasons["readme.txt"][0] == "unlabelled"
     assert reasons["train/PNEUMONIA/normal_7.jpeg"][0] == "conflicting"
     assert reasons["train/NORMAL/person8_virus_1.jpeg"] == (
         "conflicting",
-        "in the folder 'normal', but the name says viral",
+        "in the folder 'NORMAL', but the name says viral",
     )
     assert reasons["train/NORMAL/bacteria_and_virus.jpeg"][0] == "conflicting"
     assert reasons["train/NORMAL/.DS_Store"][0] == "unreadable"
     assert reasons["train/NORMAL/IM-0777-0001.jpeg"] == ("unreadable", "the file is empty")
     assert "damaged or cut short" in reasons["train/NORMAL/IM-0778-0001.jpeg"][1]
-    assert reasons["train/NORMAL/IM-0779-0001.jpeg"][1] == "not a PNG, JPEG, WebP, TIFF or BMP image"
+    assert reasons["train/NORMAL/IM-0779-0001.jpeg"][1].startswith("not a PNG, JPEG, WebP, TIFF or BMP image")
     assert "20 x 20 px; at least 64 x 64" in reasons["train/NORMAL/IM-0780-0001.jpeg"][1]
     assert len(reasons) == 11
 
@@ -267,6 +267,21 @@ def test_a_patient_is_spelled_one_way_and_counted_in_one_series(kaggle):
     assert patients["PERSON3_BACTERIA_900.JPEG"] == "person3_bacteria"
     assert patients["im-0004-0002.jpeg"] == "IM-0004"
     assert patients["train/bacterial/IM-0004-0001.jpeg"] == "bacterial/IM-0004-0001" and found.unknown_patients == 1
+
+
+@pytest.mark.parametrize("test", ["Testing", "TEST SET", "tests", "test_data"])
+def test_folders_of_other_spellings(kaggle, test):
+    (kaggle / "train").rename(kaggle / "Training")
+    for path in sorted((kaggle / "test/PNEUMONIA").iterdir()):
+        kind = "Viral Pneumonia" if "virus" in path.name else "Pneumonia-Bacterial"
+        put(kaggle, f"{test}/{kind}/{path.name}", path.read_bytes())
+    for path in sorted((kaggle / "test/NORMAL").iterdir()):
+        put(kaggle, f"{test}/normal/{path.name}", path.read_bytes())
+    shutil.rmtree(kaggle / "test")
+    found = sort(kaggle)
+    assert counts(found.splits["test"]) == Counter({0: 3, 1: 3, 2: 3})
+    assert counts(found.splits["train"] + found.splits["validation"]) == Counter({0: 11, 1: 21, 2: 10})
+    assert found.quarantine == []
 
 
 def test_no_images(tmp_path):

@@ -17,13 +17,15 @@ def decoded(image, **options):
     return preprocess.decode(buffer.getvalue())
 
 
+TURNED = "this looks like a film that is turned; the head must be at the top, and nothing be around the film"
 GRAY = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1)))
 
 
-def tinted(amount):
-    """A gray film photographed under light that adds `amount` to red."""
+def coloured(amount):
+    """A gray film whose halves are redder and bluer by `amount`."""
     pixels = np.stack([np.asarray(GRAY)] * 3, axis=2).astype(int)
-    pixels[..., 0] += amount
+    pixels[:75, :, 0] += amount
+    pixels[75:, :, 2] += amount
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -37,10 +39,18 @@ def test_a_gray_film_is_gray_in_any_mode(mode):
 
 
 @pytest.mark.parametrize(("amount", "refused"), [(0, False), (20, False), (30, True)])
-def test_colour_is_refused_but_a_tint_is_not(amount, refused):
-    film = decoded(tinted(amount))
-    assert film.chroma == pytest.approx(amount, abs=1)
-    assert (objection(film) == "this is a colour picture; X-ray films are gray") == refused
+def test_colour_is_refused(amount, refused):
+    film = decoded(coloured(amount))
+    assert film.chroma == pytest.approx(amount, abs=2)
+    reason = "this is a colour picture, and X-ray films are gray; where it shows one, save it in black and white"
+    assert (objection(film) == reason) == refused
+
+
+@pytest.mark.parametrize("gains", [(0.85, 1, 1.12), (1, 0.95, 0.8), (0.6, 0.8, 1)])
+def test_a_tint_of_the_whole_is_no_colour(gains):
+    film = decoded(Image.merge("RGB", [GRAY.point(lambda value, gain=gain: value * gain) for gain in gains]))
+    assert film.chroma < 2
+    assert objection(film) is None
 
 
 @pytest.mark.parametrize(("size", "refused"), [((400, 100), False), ((401, 100), True), ((100, 420), True)])
@@ -55,7 +65,8 @@ def test_a_blank_picture_is_refused():
     pixels = np.full((100, 100), 90, np.uint8)
     pixels[:1, :50] = 255  # a speck of light on half a percent of it
     assert (
-        objection(decoded(Image.fromarray(pixels))) == "the picture is blank, or nearly so; nothing can be seen on it"
+        objection(decoded(Image.fromarray(pixels)))
+        == "the picture is blank, or nearly so; send it with more contrast, and nothing transparent"
     )
     pixels[:50] += 16
     assert objection(decoded(Image.fromarray(pixels))) is None
@@ -101,8 +112,14 @@ def fitted():
     [
         (lambda film: film, None),
         (lambda film: 255 - film, "this looks like an inverted film; bones must be bright and lungs dark"),
-        (np.rot90, "this looks like a film that is turned; the head must be at the top"),
-        (lambda film: np.rot90(film, 2), "this looks like a film that is turned; the head must be at the top"),
+        (
+            np.rot90,
+            TURNED,
+        ),
+        (
+            lambda film: np.rot90(film, 2),
+            TURNED,
+        ),
     ],
 )
 def test_inverted_and_turned_films_are_named(fitted, change, reason):

@@ -54,6 +54,27 @@ def test_transparency_is_laid_over_black():
     np.testing.assert_array_equal(pixels, np.where(X < 45, FILM, 0))
 
 
+@pytest.mark.parametrize("gray", [0, 90, 255])
+def test_bars_are_cut_away(gray):
+    framed = np.pad(np.pad(FILM, 9, constant_values=255 - gray), ((20, 0), (0, 33)), constant_values=gray)
+    film = decode(encoded(Image.fromarray(framed)))
+    np.testing.assert_array_equal(film.pixels, FILM)
+    assert (film.width, film.height) == (90 + 18 + 33, 72 + 18 + 20)
+    blurred = decode(encoded(Image.fromarray(np.pad(FILM, 40, constant_values=gray)), "JPEG")).pixels
+    # Blocks of 8 px ring on both sides.
+    assert all(0 <= found - wanted <= 16 for found, wanted in zip(blurred.shape, FILM.shape, strict=True))
+
+
+@pytest.mark.parametrize("film", [np.full((80, 70), 7, np.uint8), np.tile(np.arange(90, dtype=np.uint8), (70, 1))])
+def test_what_is_bars_alone_stays(film):
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(film))).pixels, film)
+
+
+def test_a_film_of_too_few_pixels_keeps_its_bars():
+    framed = np.pad(FILM[:60, :60], 10)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(framed))).pixels, framed)
+
+
 def test_one_bit():
     pixels = decode(encoded(Image.fromarray(FILM > 100))).pixels
     np.testing.assert_array_equal(pixels, np.where(FILM > 100, 255, 0))
@@ -402,7 +423,7 @@ def test_floats_that_are_no_brightness_are_refused(film, message):
 def test_a_film_cut_half_way_says_so(kind):
     noisy = np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8)
     data = encoded(Image.fromarray(noisy), kind)
-    with pytest.raises(ImageRefused, match="the image is damaged or cut short"):
+    with pytest.raises(ImageRefused, match="the image is damaged or cut short; copy or export it again"):
         decode(data[: len(data) // 2])
 
 

@@ -134,7 +134,7 @@ def test_of_several_films_the_first_readable_one_is_shown(predictor, films, dama
 def test_show_gives_the_chosen_film_under_the_maps_of_the_method(predictor, films, method):
     paths = [str(films["normal"]), str(films["viral"])]
     card, where, pictures = app.show(predictor, paths, 1, method, 1.0)
-    assert "phantom_viral.png" in card and "Not a medical device" in card and where.visible
+    assert "2. phantom_viral.png" in card and "Not a medical device" in card and where.visible
     assert len(pictures) == 1 + len(CLASSES)
     expected = predictor.predict_file(films["viral"].read_bytes(), method)
     film = preprocess.decode(films["viral"].read_bytes()).pixels
