@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import UsageError, printable, run, walk, whole
+from jobs import JobError, UsageError, printable, run, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -47,19 +47,20 @@ def predict(directory: Path, sources: list[Path], out: Path) -> tuple[Counter[st
     """Writes a row for every file; returns how often each decision was made, and each reason to refuse given.
 
     Raises:
-      UsageError: `out` is no place for a table, a source is not there, or they hold no file.
+      UsageError: `out` is no place for a table.
+      JobError: none of the sources is there, or they hold no file.
     """
     if out.is_dir():
         raise UsageError(f"--out={out} is a folder; give the file to write, such as {out / 'predictions.csv'}")
     there = out.read_bytes() if out.is_file() else b""
     if there and not there.startswith(",".join(COLUMNS).encode()):
         raise UsageError(f"--out={out} is there, and no table of this command; it is not replaced: give another file")
-    if missing := [str(source) for source in sources if not os.path.lexists(source)]:
-        raise UsageError(f"{', '.join(missing)}: not there; give films, or folders that hold some")
+    if not any(os.path.lexists(source) for source in sources):
+        raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     files = [file for file in files if file.absolute() != out.absolute()]  # the table of the last time
     if not files:
-        raise UsageError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
+        raise JobError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
     predictor = Predictor.open(directory)
     out.parent.mkdir(parents=True, exist_ok=True)
     decisions, reasons = Counter[str](), Counter[str]()

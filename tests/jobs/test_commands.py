@@ -466,7 +466,7 @@ def test_predict_without_files_or_checkpoint(tmp_path):
     (tmp_path / "nothing").mkdir()
     for missing, why in (("typo", "typo: not there; give films"), ("nothing", "nothing: no file in there; give films")):
         result = job("predict", "--out", tmp_path / "p.csv", tmp_path / missing)
-        assert result.returncode == 2 and why in result.stderr
+        assert result.returncode == 1 and why in result.stderr
     assert "film.png" in (tmp_path / "p.csv").read_text()
 
 

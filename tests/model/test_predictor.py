@@ -247,7 +247,13 @@ def test_reading_is_decoding_and_squashing(vivid_predictor):
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "the file is empty"), (b"nonsense", "not a PNG, JPEG, WebP, TIFF or BMP image")],
+    [
+        (b"", "the file is empty"),
+        (
+            b"nonsense",
+            "not a PNG, JPEG, WebP, TIFF or BMP image; save it as one of these, or unpack what it is packed in",
+        ),
+    ],
 )
 def test_a_refusal_carries_its_sentence_and_nothing_else(vivid_predictor, data, reason):
     assert vivid_predictor.predict_file(data, "gradcam") == Prediction("refused", None, reason, None, None)
