@@ -2,6 +2,7 @@
 
 Read are the Kaggle layout (train|val|test / NORMAL|PNEUMONIA, bacteria or virus in the file name), the archive's own
 (the same without val) and three folders (bacteria|bacterial, normal, viral|virus), with or without splits above them.
+Spellings such as "Viral Pneumonia" and "Testing" are read, too.
 """
 
 from __future__ import annotations
