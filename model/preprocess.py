@@ -26,8 +26,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 BAR_SPREAD = 6  # gray values, of 255, within a row or column of a bar: JPEG leaves a few
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 
-
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns of fewer
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own bound is lower, and it would warn of what is read here
 
 
 class ImageRefused(ValueError):

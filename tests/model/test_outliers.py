@@ -112,14 +112,8 @@ def fitted():
     [
         (lambda film: film, None),
         (lambda film: 255 - film, "this looks like an inverted film; bones must be bright and lungs dark"),
-        (
-            np.rot90,
-            TURNED,
-        ),
-        (
-            lambda film: np.rot90(film, 2),
-            TURNED,
-        ),
+        (np.rot90, TURNED),
+        (lambda film: np.rot90(film, 2), TURNED),
     ],
 )
 def test_inverted_and_turned_films_are_named(fitted, change, reason):
