@@ -48,7 +48,8 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
                 flags.FLAGS.config.to_dict()  # a file that is not there is an error only once it is used
             for name in flags.FLAGS:
                 # As of a variable that is not set; a field of the config may be empty.
-                if "." not in name and flags.FLAGS[name].value == "" != flags.FLAGS[name].default:
+                given = flags.FLAGS[name].value
+                if "." not in name and (given == "" != flags.FLAGS[name].default or given == [""]):
                     raise flags.Error(f"--{name} is empty; give a value: {flags.FLAGS[name].help}")
             return words
         # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and

@@ -31,7 +31,7 @@ from model.predictor import Predictor
 _CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or another bundle.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
 _LATEST = flags.DEFINE_bool("latest", False, "Take the latest step of a run, not the best; calibrate after that.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which the kernels are stored.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The type the kernels are stored in.")
 
 
 def main() -> None:

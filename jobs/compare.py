@@ -6,6 +6,7 @@ Prints the differences (first minus second) with 95 % intervals over resampled p
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
 An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
 than six patients are decided differently their number is told instead: all of five may favour one side by chance.
+Of so many figures about one in twenty is marked where nothing differs, so choose the one to go by before you look.
 """
 
 from __future__ import annotations

@@ -34,10 +34,12 @@ _SPLIT = flags.DEFINE_enum("split", "validation", list(films.SPLITS), "Which spl
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _OUT = flags.DEFINE_string("out", None, "The folder for figures and plots.", required=True)
 _PREVALENCE = flags.DEFINE_float(
-    "prevalence", None, "Of pneumonia where PPV and NPV are stated for; that of the split where none is given."
+    "prevalence",
+    None,
+    "The share of pneumonia, 0 to 1, that PPV and NPV are stated for; else that of the split.",
 )
 _FULL = flags.DEFINE_bool("full", False, "Also shifts, shortcuts, other pictures, and the maps; takes minutes.")
-_METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "Of the heat maps.")
+_METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "How the heat maps are made.")
 
 _UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, and gives operating points"
 

@@ -38,8 +38,8 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "'download', 'phantom', or the path of a folder or zip of chest X-rays.", required=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where the prepared dataset goes.")
-_LICENSE = flags.DEFINE_string("license", None, "Of films that are not the published ones, as 'CC0' or 'not public'.")
-_CITATION = flags.DEFINE_string("citation", None, "Whose films they are, and of whom, where not the published ones.")
+_LICENSE = flags.DEFINE_string("license", None, "Licence of films that are not the published ones, as 'CC0'.")
+_CITATION = flags.DEFINE_string("citation", None, "Whose films they are, and of whom, if not the published ones.")
 
 
 def main() -> None:

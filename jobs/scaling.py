@@ -3,8 +3,8 @@
     python jobs/scaling.py --config configs/cnn.py --config.data.train_size=64 --config.global_batch_size=32 --out docs
 
 Starts itself with 1, 2, 4 and 8 virtual devices and with 1, 2 and 4 processes on this machine's CPU, on random films.
-Virtual devices share the cores, so that whatever they take beyond one device is overhead. Written to OUT: scaling.md,
-with the model's assumptions, and scaling.png.
+Virtual devices share the cores, so that whatever they take beyond one device is overhead, or noise. Written to OUT:
+scaling.md, with the model's assumptions, and scaling.png.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def document(
 ) -> str:
     """The contents of scaling.md."""
     first = measured["1 x 1"]["no collectives"]
-    here = [("processes x devices", *(f"{kind}, ms" for kind in KINDS), "pmean against 1 x 1", "calling a step")]
+    here = [("processes x devices", *(f"{kind}, ms" for kind in KINDS), "pmean against 1 x 1", "idle, of pmean")]
     for place, row in measured.items():
         here.append(
             (
@@ -208,7 +208,8 @@ def document(
 {setting}.
 
 The global batch is the same everywhere, and virtual devices share the cores, so whatever is slower than the first row
-is overhead. *Idle* is a step that only counts, with the same arguments: the cost of calling a parallel step.
+is overhead, or noise: on one device the three training steps do the same work, so what they differ by in the first row
+is chance. *Idle* is a step that only counts, with the same arguments: the cost of calling a parallel step.
 *No collectives* is the training step with every device on its own, *pmean* adds the all-reduce of loss, statistics and
 gradients, *SyncBN* one more in every BatchNorm, each way. Median of {ROUNDS} rounds of {STEPS} steps, every kind in
 each round. Between processes the sums go through gloo, array by array: on a GPU, XLA joins them and NCCL moves them.

@@ -100,6 +100,13 @@ def weights_digest(meta: Mapping[str, Any]) -> str:
     return json_digest({name: entry for name, entry in meta["arrays"].items() if name.startswith("variables/")})
 
 
+def parameters(meta: Mapping[str, Any]) -> int:
+    """How many numbers a network learns; statistics of BatchNorm are none of them."""
+    return sum(
+        math.prod(entry["shape"]) for name, entry in meta["arrays"].items() if name.startswith("variables/params/")
+    )
+
+
 def shared(meta: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of itself, but for where things lay on the machine that trained it."""
     config = dict(meta["config"])

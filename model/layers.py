@@ -17,7 +17,7 @@ from model.labels import CLASSES
 # image LEVEL + CONTRAST z, whose mean and deviation are those of ImageNet's gray pixels in [0, 1].
 LEVEL, CONTRAST = 0.449, 0.226
 
-# He et al. 2015, "Delving Deep into Rectifiers", eq. 10, by fan-out as in the reference ResNets.
+# He et al. 2015, "Delving Deep into Rectifiers", eq. 14: by fan-out, as in the reference ResNets.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 # One filter a channel: what flax takes for the fan-in, kernel_px^2, is the fan-out, too.
 he_normal_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")

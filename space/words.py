@@ -6,10 +6,9 @@ File names and reasons come from uploads and are escaped.
 from __future__ import annotations
 
 import html
-import math
 from typing import Any
 
-from model.checkpoint import CheckpointError
+from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import REFUSED, UNCERTAIN, Prediction, Predictor
 from space.gallery import percent
@@ -27,7 +26,7 @@ DECISIONS = {
 FIGURES = {  # by their names in a checkpoint's meta, but for "val_"
     "accuracy": "{} of films get the right one of the three classes",
     "balanced_accuracy": "{} if every class counts the same",
-    "binary_accuracy": "{} are told right as normal or pneumonia",
+    "binary_accuracy": "{} accuracy of normal against pneumonia",
     "binary_auroc": "{} AUROC of normal against pneumonia (0.5 is guessing, 1 is perfect)",
     "macro_f1": "{} macro-F1 of the three classes",
     "ece": "{} calibration error (0: of the answers given 80 %, 80 % are right)",
@@ -94,12 +93,7 @@ def table(names: list[str], predictions: list[Prediction]) -> str:
 def about(predictor: Predictor) -> str:
     """Markdown of what a checkpoint says of itself."""
     dataset = predictor.meta["dataset"]
-    parameters = sum(
-        math.prod(entry["shape"])
-        for meta in predictor.metas
-        for name, entry in meta["arrays"].items()
-        if name.startswith("variables/params/")
-    )
+    parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
     networks = ", ".join(
         f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
         + (f", begun with `{meta['origin']['from']}`" if meta.get("origin") else "")
@@ -178,7 +172,7 @@ def _stated(name: str, value: float, low: float | None = None, high: float | Non
     return words + (f" ({100 * low:.1f} to {100 * high:.1f})" if share else f" ({low:.3f} to {high:.3f})")
 
 
-def untrained(error: CheckpointError) -> str:
+def untrained(error: checkpoint.CheckpointError) -> str:
     """HTML of the page that has no model: why, and how to get one."""
     return (
         f"<h2>There is no model to serve</h2><p>The reason: {html.escape(str(error))}.</p>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import APART, HELD_OUT, from_elsewhere
 from jobs.evaluation.tables import between, markdown
+from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import Predictor
 
@@ -40,6 +40,13 @@ def number(value: float | None, interval: Sequence[float] | None = ALONE) -> str
 
 def _stated(figure: Mapping[str, Any]) -> str:
     return share(figure["value"], figure["interval"])
+
+
+def _points(change: Mapping[str, Any]) -> str:
+    """-0.002, (-0.012, 0.008) -> "-0.2 points (-1.2 to +0.8)"."""
+    if change["value"] is None:
+        return "not defined"
+    return f"{100 * change['value']:+.1f} points {between(change['interval'], '+.1f', 100)}"
 
 
 def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str:
@@ -101,11 +108,12 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
             f"AUROC of {number(border['value'], border['interval'])}; .5 is guessing."
         )
     whole, mirrored = (of["binary_accuracy"] for of in (measured["shifts"]["as it is"], views["mirrored"]))
-    held = mirrored["interval"] is not None and whole["value"] <= mirrored["interval"][1]
+    change = mirrored["change"]
+    held = change["interval"] is not None and change["interval"][1] >= 0
     trust = "." if held else ": do not trust the answer to a mirrored one."
     lines.append(
-        f"A mirrored film passes for any other. Of these films, mirrored, {_stated(mirrored)} are told right as normal "
-        f"or pneumonia, and {_stated(whole)} as they are{trust}"
+        f"A mirrored film passes for any other. Normal against pneumonia, the accuracy on these films mirrored is "
+        f"{_stated(mirrored)}, and {_stated(whole)} on the films as they are, a difference of {_points(change)}{trust}"
     )
     missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
     if missed:
@@ -173,12 +181,11 @@ def _training(meta: dict[str, Any]) -> str:
 def _details(predictor: Predictor) -> str:
     rows = [["member", "architecture", "parameters", "input", "epochs", "seed", "weights"]]
     for number_of, (meta, digest) in enumerate(zip(predictor.metas, predictor.weights, strict=True), 1):
-        shapes = [entry["shape"] for name, entry in meta["arrays"].items() if name.startswith("variables/params/")]
         rows.append(
             [
                 str(number_of),
                 meta["architecture"],
-                f"{sum(map(math.prod, shapes)):,}",
+                f"{checkpoint.parameters(meta):,}",
                 f"{meta['image_size']} px of the middle {share(meta['side'])} of the side",
                 str(meta["epoch"]),
                 str(meta["config"]["seed"]),
@@ -249,9 +256,9 @@ _METRICS = f"""\
 Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumonia accuracy, sensitivity, specificity
 and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of equal width and of equal mass) for the
 probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
-patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals are
-reflected. An interval of no width says only that all patients are alike in this. Thresholds were chosen on the
-validation split and nowhere else."""
+patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals reach as
+far as those of reflected and of re-centred resamples. An interval of no width says only that all patients are alike in
+this. Thresholds were chosen on the validation split and nowhere else."""
 
 
 def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:

@@ -107,7 +107,8 @@ def differences(
         if not np.isfinite(difference):
             return None
         if name in BIASED:
-            interval = holding(difference, mirrored(a[0], a[1:]) - mirrored(b[0], b[1:]))
+            turned = mirrored(a[0], a[1:]) - mirrored(b[0], b[1:])
+            interval = holding(difference, turned, a[1:] - b[1:])
         else:
             interval = percentile(a[1:] - b[1:])
         return {"difference": difference, "interval": interval}

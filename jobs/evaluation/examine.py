@@ -78,7 +78,8 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
 
     Returns:
       Of the shifts: by name the values and, beside "as it is" and the "mean" over all shifted copies, the figures of
-      each; and those of the views, by name.
+      each; and those of the views, by name, each with its `change`: what it is less that of the films as they are, over
+      the same resamples of patients.
     """
     asked = {("as it is", 0.0): ask(predictor, split.images)}
     for variant in track(shifts.variants(split.images), "shifted films", total=shifts.COUNT, transient=True):
@@ -91,6 +92,9 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
         }
         copies = [tree[f"{name} {value:g}"] for name, value in asked if name in shifts.SHIFTS]
         tree["mean"] = {name: np.mean([copy[name] for copy in copies], axis=0) for name in copies[0]}
+        whole = tree["as it is 0"]
+        for view in shifts.VIEWS:
+            tree[f"{view} change"] = {name: tree[f"{view} nan"][name] - whole[name] for name in whole}
         return tree
 
     values, intervals = estimate(every, split.patients)
@@ -108,7 +112,15 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
             ]
             for name, (_, values_of, identity) in shifts.SHIFTS.items()
         },
-    }, {name: stated(f"{name} nan") for name in shifts.VIEWS}
+    }, {
+        view: {
+            name: figure | {"change": change}
+            for (name, figure), change in zip(
+                stated(f"{view} nan").items(), stated(f"{view} change").values(), strict=True
+            )
+        }
+        for view in shifts.VIEWS
+    }
 
 
 def series(name: str) -> str:

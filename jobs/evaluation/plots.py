@@ -182,7 +182,7 @@ def risk_coverage_curve(
       path: of the PNG.
     """
     coverage, risk = risk_coverage(labels, probabilities)
-    figure = _figure(5, 4, f"What is left undecided, and what it saves, {len(labels)} films")
+    figure = _figure(5, 4, f"Risk and coverage, {len(labels)} films")
     axes = figure.add_subplot()
     axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"])
     if decided is not None and decided["accuracy"] is not None:

@@ -123,12 +123,12 @@ def _middle(size: int) -> np.ndarray:
 
 def border_only(film: np.ndarray) -> np.ndarray:
     """The middle painted over with the film's mean: no lung is left to read."""
-    return np.where(_middle(len(film)), film.mean(), film).astype(np.uint8)
+    return np.where(_middle(len(film)), round(film.mean()), film).astype(np.uint8)
 
 
 def centre_only(film: np.ndarray) -> np.ndarray:
     """The border painted over with the film's mean: no marker, no collimation."""
-    return np.where(_middle(len(film)), film, film.mean()).astype(np.uint8)
+    return np.where(_middle(len(film)), film, round(film.mean())).astype(np.uint8)
 
 
 def corners_erased(film: np.ndarray) -> np.ndarray:

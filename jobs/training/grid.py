@@ -150,11 +150,8 @@ def rank(cells: Sequence[Cell], diverged: Container[Path], select: ConfigDict) -
             rows.append(Row(cell, {}))
             continue
         meta = checkpoint.load(cell.run.workdir, "best").meta
-        parameters = sum(
-            math.prod(entry["shape"]) for name, entry in meta["arrays"].items() if name.startswith("variables/params/")
-        )
         figures = {name: meta["metrics"][name] for name in FIGURES}
-        rows.append(Row(cell, figures, meta["epoch"], parameters, round(seconds(cell.run.workdir), 1)))
+        rows.append(Row(cell, figures, meta["epoch"], checkpoint.parameters(meta), round(seconds(cell.run.workdir), 1)))
 
     # A best epoch of a score that is not finite has no place among the others, either.
     return sorted(rows, key=lambda row: score(row.figures, select) if row.figures else -math.inf, reverse=True)

@@ -7,7 +7,6 @@ let go of when `train` returns.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from jobs.evaluation.tables import duration
 from jobs.training.loop import Diverged, check_films, finished, train
 from jobs.training.plan import check
 from jobs.training.processes import StopSignal
+from model import checkpoint
 
 
 class Run(NamedTuple):
@@ -78,5 +78,5 @@ def train_all(runs: Sequence[Run], devices: Sequence[jax.Device], console: Conso
 
 
 def seconds(workdir: Path) -> float:
-    """What the epochs of a run took, as its log says."""
-    return sum(json.loads(line)["seconds"] for line in (workdir / "log.jsonl").read_text().splitlines())
+    """What the epochs of a run took, as its checkpoint says."""
+    return sum(row["seconds"] for row in checkpoint.load(workdir, "latest").meta["history"])

@@ -68,12 +68,12 @@ def answers_of_known_calibration(seed, count, temperature):
     return labels, rescale(probabilities, temperature, (0, 0, 0))
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.8, 0.6])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize(("name", "bins"), [("ece", metrics.equal_width), ("ece_equal_mass", metrics.equal_mass)])
 def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, temperature):
     truth = 0 if temperature == 1 else metrics.score(*answers_of_known_calibration(99, 200_000, temperature))[name]
     held = 0
-    for seed in range(25):
+    for seed in range(60):
         labels, probabilities = answers_of_known_calibration(seed, 300, temperature)
 
         def error(weights, labels=labels, probabilities=probabilities):
@@ -81,7 +81,7 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, te
 
         low, high = estimate(error, [str(index) for index in range(300)])[1][name]
         held += low <= truth <= high
-    assert held >= 22  # 24 are to be expected; percentiles of the resamples hold 0, 0 or 1, and 19 or 23
+    assert held >= 59  # mirrored resamples alone hold 53 and 56 of the larger errors, percentiles alone no 0
 
 
 def test_what_is_never_defined_has_no_interval():
@@ -306,13 +306,14 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
         compare.main([str(a), str(flipped)])
 
 
-def test_an_interval_of_mirrored_resamples_holds_its_figure():
-    inside = np.linspace(0.3, 0.5, 2001)
+def test_an_interval_of_a_calibration_error_reaches_as_far_as_both_ways_and_holds_its_figure():
+    values = np.linspace(0.3, 0.5, 2001)
 
-    def interval(figure, values=inside):
-        return holding(figure, mirrored(figure, values))
+    def interval(figure, values=values):
+        return holding(figure, mirrored(figure, values), values)
 
-    assert interval(0.4) == pytest.approx([(0.32 - 0.495**2) ** 0.5, (0.32 - 0.305**2) ** 0.5], abs=1e-6)
-    assert interval(0.2) == [0, 0.2]  # every resample moves it up
-    assert interval(0.6) == pytest.approx([0.6, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down
+    # Mirrored .2985 to .4750, and the resamples less what they are off on average .305 to .495.
+    assert interval(0.4) == pytest.approx([(0.32 - 0.495**2) ** 0.5, 0.495], abs=1e-6)
+    assert interval(0.2) == pytest.approx([0, 0.295])  # every resample moves it up
+    assert interval(0.6) == pytest.approx([0.505, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down
     assert interval(0.2, np.full(3, np.nan)) is None

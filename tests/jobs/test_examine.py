@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from jobs.datasets.films import Split, png
 from jobs.evaluation import examine, faithfulness, negatives, shifts
+from jobs.evaluation.intervals import estimate, mean
 from jobs.evaluation.metrics import auroc
 from model.predictor import Predictor
 from tests.model.test_predictor import VARIED, run  # noqa: F401  (a fixture)
@@ -56,6 +57,13 @@ def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
     assert len(values) - len(shifted) == len(shifts.SHIFTS)
     assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(shifted))
     assert views.keys() == shifts.VIEWS.keys()
+    mirrored = examine.ask(predictor, split.images[:, :, ::-1]).argmax(axis=1)
+    asked = examine.ask(predictor, split.images)
+    gains = (mirrored == split.labels).astype(float) - (asked.argmax(axis=1) == split.labels)
+    change = views["mirrored"]["accuracy"]["change"]
+    assert gains.any() and change["value"] == pytest.approx(gains.mean())
+    expected = estimate(lambda weights: {"gain": mean(gains, weights)}, split.patients)[1]["gain"]
+    assert change["interval"] == pytest.approx(expected)
 
 
 def bright_third(split):

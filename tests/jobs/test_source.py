@@ -197,16 +197,31 @@ def test_a_picture_saved_anew_is_the_same_film(kaggle):
     }
 
 
-def test_a_picture_of_the_test_split_saved_anew_leaves_the_pool_alone(kaggle):
+def test_patients_of_whom_a_picture_stands_in_the_test_split_saved_anew_leave_the_pool(kaggle):
     """The split stays as it was published, under whatever class."""
     put(kaggle, "test/PNEUMONIA/person800_bacteria_1.png", anew(kaggle / "train/PNEUMONIA/person3_bacteria_6.jpeg"))
     put(kaggle, "test/PNEUMONIA/person801_virus_1.png", anew(kaggle / "train/PNEUMONIA/person4_bacteria_8.jpeg"))
     found = sort(kaggle)
     assert counts(found.splits["test"]) == Counter({0: 3, 1: 4, 2: 4})
-    assert {file: reason for file, (reason, _) in aside(found).items()} == {
-        "train/PNEUMONIA/person3_bacteria_6.jpeg": "duplicate",
-        "train/PNEUMONIA/person4_bacteria_8.jpeg": "conflicting",
-    }
+    told = aside(found)
+    assert told.pop("train/PNEUMONIA/person3_bacteria_7.jpeg") == (
+        "tested",
+        "of the patient of train/PNEUMONIA/person3_bacteria_6.jpeg, "
+        "which is the same picture as test/PNEUMONIA/person800_bacteria_1.png",
+    )
+    assert told.pop("train/PNEUMONIA/person3_bacteria_6.jpeg") == (
+        "tested",
+        "the same picture as test/PNEUMONIA/person800_bacteria_1.png, saved anew",
+    )
+    assert told.keys() == {f"train/PNEUMONIA/person4_bacteria_{film}.jpeg" for film in (8, 9)}
+    assert {film.patient for film in found.splits["train"]}.isdisjoint({"person3_bacteria", "person4_bacteria"})
+
+
+def test_a_file_of_the_test_split_is_refused_though_another_of_its_patient_is_saved_anew(kaggle):
+    put(kaggle, "test/PNEUMONIA/person800_bacteria_1.png", anew(kaggle / "train/PNEUMONIA/person3_bacteria_6.jpeg"))
+    shutil.copy(kaggle / "train/PNEUMONIA/person3_bacteria_7.jpeg", kaggle / "test/PNEUMONIA/person801_bacteria_1.jpeg")
+    with pytest.raises(JobError, match=r"train and test share a content in 1 files.*person3_bacteria_7.jpeg"):
+        sort(kaggle)
 
 
 def test_the_test_split_is_left_as_published(kaggle):

@@ -158,6 +158,7 @@ def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch)
     assert rows[0].parameters == sum(leaf.size for leaf in jax.tree.leaves(weights))
     assert "| 1.0         |         diverged |" in (tmp_path / "sweep.md").read_text()
 
+    (tmp_path / "mixup_alpha=0.0" / "log.jsonl").unlink()  # for people alone: the checkpoint knows it, too
     trained = []
     train = loop._train
     monkeypatch.setattr(loop, "_train", lambda given, *rest: trained.append(given.mixup_alpha) or train(given, *rest))

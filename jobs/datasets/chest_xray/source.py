@@ -53,7 +53,7 @@ class SetAside:
 
     file: str
     split: str
-    reason: str  # unreadable | unlabelled | duplicate | conflicting
+    reason: str  # unreadable | unlabelled | tested | duplicate | conflicting
     detail: str
 
 
@@ -89,6 +89,7 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
         film, known = outcome
         pools[_split(file.path)].append(film)
         unknown_patients += not known
+    quarantine += _tested(pools)
     quarantine += _conflicts(pools)
     quarantine += _duplicates(pools)
     _check(source, pools, quarantine)
@@ -200,6 +201,26 @@ def _same(pool: str, film: Film) -> str:
     return film.sha256 if pool == "test" else film.content
 
 
+def _tested(pools: dict[str, list[Film]]) -> list[SetAside]:
+    """Sets aside the pooled films of patients of whom a picture stands in the test split, saved anew.
+
+    The official test split is left as published. A file of it in the pool, byte for byte, is for `_check` to refuse.
+    """
+    tested = {film.content: film.name for film in pools["test"]}
+    published = {film.sha256 for film in pools["test"]}
+    aside = {}
+    for films in patient_groups(pools[POOL]).values():
+        shown = next((film for film in films if film.content in tested), None)
+        if shown is None or any(film.sha256 in published for film in films):
+            continue
+        same = f"the same picture as {tested[shown.content]}"
+        for film in films:
+            why = f"{same}, saved anew" if film is shown else f"of the patient of {shown.name}, which is {same}"
+            aside[film.name] = SetAside(film.name, POOL, "tested", why)
+    pools[POOL] = [film for film in pools[POOL] if film.name not in aside]
+    return list(aside.values())
+
+
 def _conflicts(pools: dict[str, list[Film]]) -> list[SetAside]:
     """Sets aside copies with different labels."""
     labels = defaultdict(set)
@@ -220,11 +241,9 @@ def _conflicts(pools: dict[str, list[Film]]) -> list[SetAside]:
 def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
     """Sets aside second copies: in the pool any, in the test split only the same file name twice.
 
-    The official test split is left as published: a pooled film that shows a picture of it, saved anew, gives way.
-    Copies of a pooled film hand their patients to the first, so that patients who share a picture stay on one side of
-    the split.
+    The official test split is left as published. Copies of a pooled film hand their patients to the first, so that
+    patients who share a picture stay on one side of the split.
     """
-    tested = {film.content: film for film in pools["test"]}
     aside = []
     for pool, films in pools.items():
         merged = {film.patient: key for key, group in patient_groups(films).items() for film in group}
@@ -233,8 +252,6 @@ def _duplicates(pools: dict[str, list[Film]]) -> list[SetAside]:
         for film in films:
             key = (_same(pool, film), PurePosixPath(film.name).name if pool == "test" else "")
             other = first.get(key)
-            if pool != "test" and film.content in tested and film.sha256 != tested[film.content].sha256:
-                other = tested[film.content]
             if other:
                 same = "bytes" if film.sha256 == other.sha256 else "picture"
                 aside.append(SetAside(film.name, pool, "duplicate", f"the same {same} as {other.name}"))
