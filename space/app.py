@@ -95,14 +95,8 @@ def _lay_out(predictor: Predictor) -> None:
             )
             table = gr.HTML(visible=False, elem_id="table")
             chosen = gr.Dropdown(label="Film shown", filterable=False, visible=False, elem_id="chosen")
-            with gr.Column(visible=False) as where:
-                pictures = gr.Gallery(
-                    label="What speaks for each class",
-                    columns=2,
-                    height="auto",
-                    buttons=["fullscreen"],
-                    elem_id="pictures",
-                )
+            pictures = gr.Gallery(columns=2, height="auto", buttons=["fullscreen"], visible=False, elem_id="pictures")
+            with gr.Column(visible=False) as maps:
                 method = gr.Radio(
                     list(gradcam.METHODS),
                     value=METHOD,
@@ -123,7 +117,7 @@ def _lay_out(predictor: Predictor) -> None:
     showing: dict[str, Any] = {
         "fn": functools.partial(show, predictor),
         "inputs": [films, chosen, method, opacity],
-        "outputs": [card, where, pictures],
+        "outputs": [card, maps, pictures],
         "api_visibility": "private",
     }
     # On a phone the answer is below the button.
@@ -175,7 +169,9 @@ def read(predictor: Predictor, files: list[str] | None, progress=gr.Progress()) 
 
 
 def show(predictor: Predictor, films: list[str], chosen: int, method: str, opacity: float) -> tuple[str, Any, Any]:
-    """One of the films that were read: (its answer, whether there are pictures, the pictures).
+    """One of the films that were read: (its answer, what the maps are set by, the pictures).
+
+    A film that was refused is shown without maps, and without any picture where it could not be read.
 
     Raises:
       gr.Error: there are none any more: of a page that was left for an hour Gradio forgets what it held.
@@ -185,10 +181,14 @@ def show(predictor: Predictor, films: list[str], chosen: int, method: str, opaci
     path = films[chosen]
     prediction = ask(predictor, path, method)
     card = words.answer(named(films)[chosen], prediction) + words.notices(predictor.meta)
-    if prediction.decision == REFUSED:
-        return card, gr.Column(visible=False), []
-    pixels = preprocess.decode(Path(path).read_bytes()).pixels
-    return card, gr.Column(visible=True), gallery.items(pixels, prediction, opacity)
+    try:
+        pixels = preprocess.decode(Path(path).read_bytes()).pixels
+    except (FileNotFoundError, preprocess.ImageRefused):  # as the answer says
+        return card, gr.Column(visible=False), gr.update(value=[], visible=False)
+    refused = prediction.decision == REFUSED
+    items = gallery.items(pixels, prediction, opacity)  # a gr.Gallery of them would write the pictures twice
+    label = "The film" if refused else "What speaks for each class"
+    return card, gr.Column(visible=not refused), gr.update(value=items, label=label, visible=True)
 
 
 def named(films: list[str]) -> list[str]:

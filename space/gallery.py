@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from model import gradcam
 from model.labels import CLASSES
-from model.predictor import Prediction
+from model.predictor import REFUSED, Prediction
 
 LONG_SIDE = 768  # px, of every film as shown: small ones are enlarged so that all can be compared
 COLOURS = colormaps["inferno"]  # its order can be seen without colour vision
@@ -22,13 +22,14 @@ def items(pixels: np.ndarray, prediction: Prediction, opacity: float) -> list[tu
 
     Args:
       pixels: (H, W) uint8, the upright film at its own size.
-      prediction: with heat maps; without, the film alone is returned.
+      prediction: with heat maps; without, or where it was refused, the film alone is returned.
       opacity: of the hottest place, in [0, 1].
     """
     film = fit(pixels)
     shown = [(_framed(np.repeat(film[..., None], 3, axis=2)), "original")]
-    if prediction.probabilities is None or prediction.heatmaps is None or prediction.blank is None:
+    if prediction.decision == REFUSED or prediction.heatmaps is None:
         return shown
+    assert prediction.probabilities is not None and prediction.blank is not None
     scale = _scale(film.shape[1], opacity)
     for name, probability, heatmap, blank in zip(
         CLASSES, prediction.probabilities, prediction.heatmaps, prediction.blank, strict=True

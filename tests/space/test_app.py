@@ -133,20 +133,32 @@ def test_of_several_films_the_first_readable_one_is_shown(predictor, films, dama
 @pytest.mark.parametrize("method", gradcam.METHODS)
 def test_show_gives_the_chosen_film_under_the_maps_of_the_method(predictor, films, method):
     paths = [str(films["normal"]), str(films["viral"])]
-    card, where, pictures = app.show(predictor, paths, 1, method, 1.0)
-    assert "2. phantom_viral.png" in card and "Not a medical device" in card and where.visible
-    assert len(pictures) == 1 + len(CLASSES)
+    card, maps, pictures = app.show(predictor, paths, 1, method, 1.0)
+    assert "2. phantom_viral.png" in card and "Not a medical device" in card and maps.visible
+    assert pictures["visible"] and pictures["label"] == "What speaks for each class"
+    assert len(pictures["value"]) == 1 + len(CLASSES)
     expected = predictor.predict_file(films["viral"].read_bytes(), method)
     film = preprocess.decode(films["viral"].read_bytes()).pixels
-    for (picture, _), heatmap in zip(pictures[1:], expected.heatmaps, strict=True):
+    for (picture, _), heatmap in zip(pictures["value"][1:], expected.heatmaps, strict=True):
         overlay = app.gallery.overlay(app.gallery.fit(film), heatmap, 1.0)
         assert np.array_equal(np.asarray(picture)[: len(overlay)], overlay)
 
 
 def test_refused_film_shows_its_reason_and_no_pictures(predictor, damaged):
-    card, where, pictures = app.show(predictor, [str(damaged)], 0, "gradcam", 0.5)
+    card, maps, pictures = app.show(predictor, [str(damaged)], 0, "gradcam", 0.5)
     assert "This film was not read" in card and "damaged or cut short" in card
-    assert not where.visible and pictures == []
+    assert not maps.visible and pictures == gr.update(value=[], visible=False)
+
+
+def test_a_refused_picture_that_could_be_opened_is_shown_without_maps(predictor, films, tmp_path):
+    coloured = np.asarray(Image.open(films["viral"]).convert("RGB")) * np.array([1, 0.2, 0])
+    coloured[:, : coloured.shape[1] // 2] = coloured[:, : coloured.shape[1] // 2, ::-1]
+    path = tmp_path / "coloured.png"
+    Image.fromarray(coloured.astype(np.uint8)).save(path)
+    card, maps, pictures = app.show(predictor, [str(path)], 0, "gradcam", 0.5)
+    assert "This film was not read" in card and "colour" in card
+    assert not maps.visible and pictures["visible"] and pictures["label"] == "The film"
+    assert len(pictures["value"]) == 1
 
 
 def test_a_page_whose_films_were_forgotten_says_what_to_do(predictor):
