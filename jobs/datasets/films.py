@@ -220,9 +220,14 @@ def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
     version = str(FilmBuilder.VERSION)
     folder = Path(data_dir) / dataset / version
     if not folder.is_dir():
-        others = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        inside = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        others = [name for name in inside if re.fullmatch(r"\d+\.\d+\.\d+", name)]
         found = f" (there is version {', '.join(sorted(others))}; this program reads {version})" if others else ""
-        raise JobError(f"no prepared {dataset} data in {data_dir}{found}; prepare it: {_command(data_dir, dataset)}")
+        cure = _command(data_dir, dataset)
+        pictures = Path(data_dir).rglob("*") if dataset != "phantom" else ()
+        if any(path.suffix.lower() in (".jpeg", ".jpg", ".png", ".zip") for path in pictures):
+            cure = f"python jobs/prepare.py --source {data_dir} --data_dir data, and read them from there"
+        raise JobError(f"no prepared {dataset} data in {data_dir}{found}; prepare it: {cure}")
     with _damage_is_told(data_dir, dataset):
         builder = tfds.builder_from_directory(str(folder))
     if split not in builder.info.splits:

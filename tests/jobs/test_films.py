@@ -1,5 +1,7 @@
 """What is written is what is read; preparing again replaces; what is absent is said."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +87,15 @@ def test_fingerprint_follows_labels_and_splits(kaggle):
 def test_no_data_names_the_command(tmp_path):
     with pytest.raises(JobError, match=r"no prepared phantom data in .*prepare.py --source phantom --data_dir"):
         films.read(tmp_path, "phantom", "train")
+
+
+def test_films_that_are_not_prepared_are_the_source_and_not_the_place(kaggle):
+    command = rf"prepare it: python jobs/prepare.py --source {re.escape(str(kaggle))} --data_dir data, and read"
+    with pytest.raises(JobError, match=rf"no prepared chest_xray data in [^(]*; {command}"):
+        films.read(kaggle, "chest_xray", "train")
+    kaggle.rename(kaggle.parent / "chest_xray")  # as the published archive calls its folder
+    with pytest.raises(JobError, match=r"no prepared chest_xray data in [^(]*; prepare it: python"):
+        films.read(kaggle.parent, "chest_xray", "train")
 
 
 def test_an_absent_split_names_those_there_are(kaggle, tmp_path):
