@@ -47,14 +47,18 @@ def test_shifts_by_hand():
 
 def test_views():
     edge = round(0.15 * 64)
-    border, centre, corners, mirrored = (view(FILM) for view in shifts.VIEWS.values())
+    film = FILM.copy()
+    film[20:30, 20:50] += 8
+    assert film.mean() % 1 > 0.5
+    mean = int(film.mean()) + 1
+    border, centre, corners, mirrored = (view(film) for view in shifts.VIEWS.values())
     middle = (slice(edge, 64 - edge),) * 2
-    assert (border[middle] == int(FILM.mean())).all() and (centre[middle] == FILM[middle]).all()
-    np.testing.assert_array_equal(border[:edge], FILM[:edge])
-    assert (centre[:edge] == int(FILM.mean())).all() and (centre[:, -edge:] == int(FILM.mean())).all()
-    assert (corners[:16, -16:] == round(FILM.mean())).all()
-    np.testing.assert_array_equal(corners[16:48], FILM[16:48])
-    np.testing.assert_array_equal(mirrored, FILM[:, ::-1])
+    assert (border[middle] == mean).all() and (centre[middle] == film[middle]).all()
+    np.testing.assert_array_equal(border[:edge], film[:edge])
+    assert (centre[:edge] == mean).all() and (centre[:, -edge:] == mean).all()
+    assert (corners[:16, -16:] == mean).all()
+    np.testing.assert_array_equal(corners[16:48], film[16:48])
+    np.testing.assert_array_equal(mirrored, film[:, ::-1])
 
 
 def test_every_variant_comes_once():

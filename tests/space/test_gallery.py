@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib import colormaps
 
-from model.predictor import Prediction
+from model.predictor import REFUSED, Prediction
 from space import gallery
 
 HOTTEST = np.asarray(colormaps["inferno"](1.0)[:3]) * 255
@@ -44,9 +46,10 @@ def test_original_and_an_overlay_a_class_of_one_size(film, prediction):
     assert {picture.size for picture, _ in shown} == {(768, 384 + gallery.MARGIN)}
 
 
-def test_without_maps_the_film_alone(film):
-    shown = gallery.items(film, Prediction("normal", np.array([0.8, 0.1, 0.1])), 0.6)
-    assert [caption for _, caption in shown] == ["original"]
+def test_without_maps_or_where_it_was_refused_the_film_alone(film, prediction):
+    without = Prediction("normal", np.array([0.8, 0.1, 0.1]))
+    for alone in (without, dataclasses.replace(prediction, decision=REFUSED)):
+        assert [caption for _, caption in gallery.items(film, alone, 0.6)] == ["original"]
 
 
 def test_no_heat_and_no_opacity_leave_the_film_as_it_is(film, prediction):
