@@ -5,8 +5,8 @@
 
 On the validation films: the temperature that makes probabilities true, the operating points balanced, screening
 (sensitivity at least .98) and specific (specificity at least .95), and the confidence below which an answer is
-*uncertain*. On the training films: what films look like, so that anything else is refused. Every command that is given
-the checkpoint then uses it; a calibration of other weights is refused.
+*uncertain*. On the training films, and a random view of each as in training: what films look like, so that anything
+else is refused. Every command that is given the checkpoint then uses it; a calibration of other weights is refused.
 
 With --prior a bias a class is fitted as well, for a place where the classes are as common as stated: the probabilities,
 the confidence, and the figures that are written here are then those of such a place. The sensitivity and specificity of
@@ -16,10 +16,13 @@ it the --prevalence of the place, for PPV and NPV there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.progress import track
@@ -28,6 +31,7 @@ from jobs import JobError, UsageError, run, whole
 from jobs.datasets import films
 from jobs.evaluation import fit, metrics
 from jobs.evaluation.intervals import estimate
+from jobs.training.augment import augment
 from model.calibration import FILE, Calibration, rescale
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
@@ -78,7 +82,11 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
                 f"no film of the {name} split is {' or '.join(CLASSES[label] for label in missing)}; every class is "
                 "needed there: prepare a source that has two patients of each at least"
             )
-    seen, held_out = _ask(predictor, train, "training films"), _ask(predictor, validation, "validation films")
+    seen, held_out = (
+        _ask(predictor, train.images, "training films"),
+        _ask(predictor, validation.images, "validation films"),
+    )
+    viewed = _ask(predictor, views(predictor, train.images), "views of the training films")
     labels, before = validation.labels, held_out[0]
     temperature, bias = fit.temperature(labels, before, prior)
     after = rescale(before, temperature, bias)
@@ -94,7 +102,12 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
         bias=bias,
         confidence=fit.confidence(after, weights),
         operating_points=fit.operating_points(labels, after),
-        outliers=fit.outliers(train.labels, train.images, seen[1], held_out[1]),
+        outliers=fit.outliers(
+            np.concatenate([train.labels, train.labels]),
+            train.images,
+            [np.concatenate(both) for both in zip(seen[1], viewed[1], strict=True)],
+            held_out[1],
+        ),
         facts={
             "dataset": {key: dataset[key] for key in ("name", "fingerprint")},
             "split": "validation",
@@ -111,10 +124,30 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     return calibration
 
 
-def _ask(predictor: Predictor, split: films.Split, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def views(predictor: Predictor, images: np.ndarray) -> np.ndarray:
+    """(N, S, S) uint8 films -> as many random views, such as the networks learned from; of several, they take turns.
+
+    A film that is cut closer or exposed otherwise than most is none of the training films, but like what was learned.
+    """
+
+    def changed(meta: Mapping[str, Any]) -> Callable[[jax.Array, np.ndarray], jax.Array]:
+        # Checkpoints of before a change of films came do not speak of it.
+        strength = defaultdict(float, meta["config"]["augment"])
+        return jax.jit(lambda keys, films: jnp.round(255 * augment(keys, films, films.shape[1], strength)))
+
+    of_members = [changed(meta) for meta in predictor.metas]
+    made = np.empty_like(images)
+    for number, start in enumerate(range(0, len(images), BATCH_SIZE)):
+        batch = images[start : start + BATCH_SIZE]
+        keys = jax.random.split(jax.random.key(number), len(batch))
+        made[start : start + BATCH_SIZE] = of_members[number % len(of_members)](keys, batch)
+    return made
+
+
+def _ask(predictor: Predictor, images: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The probabilities (N, 3), and the pooled features (N, C) of each member."""
-    batches = -(-len(split.labels) // BATCH_SIZE)
-    asked = [raw for _, raw in track(predictor.ask(split.images), what, total=batches, transient=True)]
+    batches = -(-len(images) // BATCH_SIZE)
+    asked = [raw for _, raw in track(predictor.ask(images), what, total=batches, transient=True)]
     probabilities = np.concatenate([raw.probabilities for raw in asked]).astype(float)
     features = zip(*(raw.features for raw in asked), strict=True)
     return probabilities, [np.concatenate(of_member) for of_member in features]

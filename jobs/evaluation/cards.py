@@ -336,13 +336,19 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         points.append([name, threshold, *shares])
     at = "of these films" if prevalence is None else share(prevalence)
 
-    shifted = [["films", "accuracy", "pneumonia accuracy", "pneumonia AUROC"]]
+    shifted = [["films", "accuracy", "pneumonia accuracy", "pneumonia AUROC", "refused"]]
     shifts = measured["shifts"]
     named = {"as they are": shifts["as it is"], "mean of the shifted copies": shifts["mean"]}
     for name, figures in (named | measured["shortcuts"]["views"]).items():
         ranked = figures["binary_auroc"]
         shares = [_stated(figures[key]) for key in ("accuracy", "binary_accuracy")]
-        shifted.append([name, *shares, number(ranked["value"], ranked["interval"])])
+        shifted.append([name, *shares, number(ranked["value"], ranked["interval"]), _stated(figures["refused"])])
+    copies = {
+        f"{name.replace('_', ' ')} {point['value']:g}": point["refused"]
+        for name, points in shifts["curves"].items()
+        for point in points
+    }
+    most = sorted(copies, key=lambda copy: copies[copy]["value"], reverse=True)[:3]
 
     alone = measured["shortcuts"]["alone"]
     sizes = "; ".join(f"{what} taken for ill {number(of['value'], of['interval'])}" for what, of in alone.items())
@@ -368,6 +374,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             markdown(points),
             "On films that were changed, or of which only a part was left:",
             markdown(shifted),
+            f"Of the shifted copies these are refused most: {', '.join(f'{m} {_stated(copies[m])}' for m in most)}.",
             f"Without a look at the film, AUROC of pneumonia: {sizes or 'all are of one size, which tells nothing'}.",
             "Pictures that are no upright chest films of a patient:",
             markdown(refused),

@@ -21,7 +21,7 @@ from jobs.evaluation.tables import between
 from model import gradcam, preprocess
 from model.labels import CLASSES, NORMAL
 from model.outliers import objection
-from model.predictor import Predictor
+from model.predictor import REFUSED, Predictor
 
 MAPPED_FILMS = 96  # films that the maps are judged on
 REGION_MARGIN = 0.15  # of the side; what is inside is called the central chest region
@@ -57,10 +57,11 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
     return found
 
 
-def ask(predictor: Predictor, images: np.ndarray) -> np.ndarray:
-    """(N, S, S) uint8 -> (N, 3) probabilities, calibrated where the model is."""
-    probabilities = np.concatenate([raw.probabilities for _, raw in predictor.ask(images)]).astype(float)
-    return predictor.calibration.apply(probabilities) if predictor.calibration else probabilities
+def ask(predictor: Predictor, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, S, S) uint8 -> (N, 3) probabilities, calibrated where the model is, and (N,) whether each film is refused."""
+    answers = list(predictor.predict(images))
+    probabilities = np.array([answer.probabilities for answer in answers], float)
+    return probabilities, np.array([answer.decision == REFUSED for answer in answers])
 
 
 def _figures(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -88,7 +89,8 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
     def every(weights: np.ndarray) -> dict[str, Any]:
         tree: dict[str, Any] = {
             f"{name} {value:g}": _figures(split.labels, probabilities, weights)
-            for (name, value), probabilities in asked.items()
+            | {"refused": metrics.ratio(weights @ refused, weights.sum(axis=1))}
+            for (name, value), (probabilities, refused) in asked.items()
         }
         copies = [tree[f"{name} {value:g}"] for name, value in asked if name in shifts.SHIFTS]
         tree["mean"] = {name: np.mean([copy[name] for copy in copies], axis=0) for name in copies[0]}
@@ -321,7 +323,7 @@ def table(found: Mapping[str, Any]) -> str:
         return f"{100 * figure['value']:5.1f} % {between(figure['interval'], '.1f', 100)}"
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
-    lines = ["accuracy; normal against pneumonia: accuracy, AUROC"]
+    lines = ["accuracy; normal against pneumonia: accuracy, AUROC; refused"]
     rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["views"]}
     for name, figures in rows.items():
         lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))

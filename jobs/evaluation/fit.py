@@ -17,7 +17,7 @@ from model.outliers import Member, Outliers, thumbnails
 UNDECIDED = 0.1  # share of the validation films, the least sure ones, that are *uncertain*
 FALSE_REFUSALS = 0.01  # share of the validation films that are called unlike the training films
 SENSITIVITY, SPECIFICITY = 0.98, 0.95  # at least, of the operating points `screening` and `specific`
-COMPONENTS = 128  # of the features that the Gaussians are fitted to, at most
+COMPONENTS = 256  # of the features that the Gaussians are fitted to, at most
 
 
 def temperature(
@@ -107,7 +107,7 @@ def gaussians(labels: np.ndarray, features: np.ndarray) -> Member:
     """One Gaussian a class with one covariance, shrunk (Lee et al. 2018, equation 1; Ledoit and Wolf 2004).
 
     Args:
-      labels: (N,) int of the training films.
+      labels: (N,) int of the training films, and of what else was learned of them.
       features: (N, C) pooled; their COMPONENTS largest principal components are what is fitted.
     """
     features = features.astype(float)
@@ -131,8 +131,8 @@ def outliers(
     """What tells a film from the training films.
 
     Args:
-      labels: (N,) int of the training films.
-      images: (N, S, S) uint8, the training films.
+      labels: (N,) int of the pictures whose features are given: training films, and views of them as in training.
+      images: (F, S, S) uint8, the training films as they are.
       features: of each member, (N, C).
       held_out_features: of each member, (M, C) of the validation films, FALSE_REFUSALS of which lie beyond.
     """

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import calibrate
 from jobs.datasets.films import SPLITS, facts, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
@@ -241,6 +242,28 @@ def calibrated(run, phantom_data, tmp_path_factory):
     copied = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(run, copied)
     return copied, done(job("calibrate", "--checkpoint", copied, "--data_dir", phantom_data))
+
+
+def test_films_are_told_by_those_of_training_and_by_views_of_them(run, phantom_data, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    given = {}
+    fitted = calibrate.fit.outliers
+
+    def outliers(labels, images, features, held_out):
+        given.update(labels=labels, images=images, features=features[0])
+        return fitted(labels, images, features, held_out)
+
+    monkeypatch.setattr(calibrate.fit, "outliers", outliers)
+    calibrate.calibrate(tmp_path / "run", phantom_data, None)
+    predictor = Predictor.open(tmp_path / "run")
+    count = len(given["images"])
+    np.testing.assert_array_equal(given["labels"][:count], given["labels"][count:])
+    for images, features in (
+        (given["images"], given["features"][:count]),
+        (calibrate.views(predictor, given["images"]), given["features"][count:]),
+    ):
+        expected = np.concatenate([raw.features[0] for _, raw in predictor.ask(images)])
+        np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, tmp_path):

@@ -12,7 +12,7 @@ from jobs.datasets.films import Split, png
 from jobs.evaluation import examine, faithfulness, negatives, shifts
 from jobs.evaluation.intervals import estimate, mean
 from jobs.evaluation.metrics import auroc
-from model.predictor import Predictor
+from model.predictor import REFUSED, Predictor
 from tests.model.test_predictor import VARIED, run  # noqa: F401  (a fixture)
 
 
@@ -57,9 +57,8 @@ def test_shifted_figures_are_those_of_the_shifted_films(predictor, split):
     assert len(values) - len(shifted) == len(shifts.SHIFTS)
     assert found["mean"]["accuracy"]["value"] == pytest.approx(np.mean(shifted))
     assert views.keys() == shifts.VIEWS.keys()
-    mirrored = examine.ask(predictor, split.images[:, :, ::-1]).argmax(axis=1)
-    asked = examine.ask(predictor, split.images)
-    gains = (mirrored == split.labels).astype(float) - (asked.argmax(axis=1) == split.labels)
+    mirrored, asked = (examine.ask(predictor, films)[0] for films in (split.images[:, :, ::-1], split.images))
+    gains = (mirrored.argmax(axis=1) == split.labels).astype(float) - (asked.argmax(axis=1) == split.labels)
     change = views["mirrored"]["accuracy"]["change"]
     assert gains.any() and change["value"] == pytest.approx(gains.mean())
     expected = estimate(lambda weights: {"gain": mean(gains, weights)}, split.patients)[1]["gain"]
@@ -200,6 +199,26 @@ def test_lesions_are_pointed_at_where_they_are_known(predictor, monkeypatch):
     np.testing.assert_array_equal(found["pointing_game"], [1, 0, np.nan])
     np.testing.assert_allclose(found["energy_in_lesion"], [1, 1 / 3, np.nan])
     assert faithfulness.on_lesions(predictor, VARIED[:3], np.zeros(3, int), np.zeros_like(masks), "gradcam") == {}
+
+
+def test_shifted_films_that_are_refused_are_counted(run, split):  # noqa: F811
+    from tests.model.test_predictor import calibration
+
+    calibrated = Predictor.open(run[0], calibrated=False)
+    fitted = calibration(calibrated)
+    distances = [fitted.outliers.distances(raw.features) for _, raw in calibrated.ask(split.images)]
+    threshold = float(np.median(np.concatenate(distances)))
+    outliers = dataclasses.replace(fitted.outliers, threshold=threshold)
+    calibrated.calibration = dataclasses.replace(fitted, outliers=outliers)
+    found, views = examine.shifted(calibrated, split)
+    assert 0.4 < found["as it is"]["refused"]["value"] < 1
+    sloped = np.stack([shifts.exposure_slope(film, 60) for film in split.images])
+    refused = np.mean([answer.decision == REFUSED for answer in calibrated.predict(sloped)])
+    point = next(point for point in found["curves"]["exposure_slope"] if point["value"] == 60)
+    assert point["refused"]["value"] == pytest.approx(refused) and refused != found["as it is"]["refused"]["value"]
+    assert views["mirrored"]["refused"]["change"]["value"] == pytest.approx(
+        views["mirrored"]["refused"]["value"] - found["as it is"]["refused"]["value"]
+    )
 
 
 def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):  # noqa: F811

@@ -58,7 +58,7 @@ WORDS = {
     "roc": ["ROC, 60 films", "normal, AUROC 0.9", "pneumonia, AUROC 0.9"],
     "precision_recall": ["viral, average precision 0.", "recall (sensitivity)"],
     "reliability": ["Reliability, 60 films", "before: ECE ", "after: ECE ", "confidence in the most probable class"],
-    "risk_coverage": ["What is left undecided, and what it saves, 60 films", "decided here: 50 %, of them 7 % wrong"],
+    "risk_coverage": ["Risk and coverage, 60 films", "decided here: 50 %, of them 7 % wrong"],
     "class_distribution": ["Classes, 67 films", "20", "train"],
     "heatmaps": ["5 wrong, 0 right", "a title", "most"],
     "shifts": ["jpeg quality", "accuracy, three classes", "accuracy, normal against pneumonia", "AUROC, pneumonia"],
@@ -116,7 +116,7 @@ def test_no_films_to_show(tmp_path, words):
 @pytest.mark.parametrize("decided", [None, {"coverage": 0.0, "accuracy": None}])
 def test_where_nothing_is_decided_nothing_is_marked(decided, tmp_path, words):
     plots.risk_coverage_curve(LABELS, PROBABILITIES, decided, tmp_path / "r.png")
-    assert "What is left undecided, and what it saves, 60 films" in words
+    assert "Risk and coverage, 60 films" in words
     assert not any(word.startswith("decided here") for word in words)
 
 
