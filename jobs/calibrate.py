@@ -16,13 +16,10 @@ it the --prevalence of the place, for PPV and NPV there.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from rich.progress import track
@@ -31,7 +28,7 @@ from jobs import JobError, UsageError, run, whole
 from jobs.datasets import films
 from jobs.evaluation import fit, metrics
 from jobs.evaluation.intervals import estimate
-from jobs.training.augment import augment
+from jobs.training.augment import views
 from model.calibration import FILE, Calibration, rescale
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
@@ -86,7 +83,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
         _ask(predictor, train.images, "training films"),
         _ask(predictor, validation.images, "validation films"),
     )
-    viewed = _ask(predictor, views(predictor, train.images), "views of the training films")
+    changes = [meta["config"]["augment"] for meta in predictor.metas]
+    viewed = _ask(predictor, views(train.images, changes), "views of the training films")
     labels, before = validation.labels, held_out[0]
     temperature, bias = fit.temperature(labels, before, prior)
     after = rescale(before, temperature, bias)
@@ -122,26 +120,6 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     print(table(calibration))
     print(f"written: {directory / FILE}")
     return calibration
-
-
-def views(predictor: Predictor, images: np.ndarray) -> np.ndarray:
-    """(N, S, S) uint8 films -> as many random views, such as the networks learned from; of several, they take turns.
-
-    A film that is cut closer or exposed otherwise than most is none of the training films, but like what was learned.
-    """
-
-    def changed(meta: Mapping[str, Any]) -> Callable[[jax.Array, np.ndarray], jax.Array]:
-        # Checkpoints of before a change of films came do not speak of it.
-        strength = defaultdict(float, meta["config"]["augment"])
-        return jax.jit(lambda keys, films: jnp.round(255 * augment(keys, films, films.shape[1], strength)))
-
-    of_members = [changed(meta) for meta in predictor.metas]
-    made = np.empty_like(images)
-    for number, start in enumerate(range(0, len(images), BATCH_SIZE)):
-        batch = images[start : start + BATCH_SIZE]
-        keys = jax.random.split(jax.random.key(number), len(batch))
-        made[start : start + BATCH_SIZE] = of_members[number % len(of_members)](keys, batch)
-    return made
 
 
 def _ask(predictor: Predictor, images: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:

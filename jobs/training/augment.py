@@ -6,13 +6,16 @@ Every function takes one example and is vmapped; an example's key decides everyt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from model.preprocess import sample
 
+BATCH_SIZE = 32  # of `views`
 DETAIL = (0.01, 0.15)  # of the view's side: standard deviations of the blur that details are finer than
 
 
@@ -129,3 +132,28 @@ def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str
         return pixels
 
     return jax.vmap(one)(keys, images)
+
+
+def views(images: np.ndarray, changes: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """A random view of each film, at its size: what trained networks learned from. The same for the same films.
+
+    Args:
+      images: (N, S, S) uint8.
+      changes: the fields of `config.augment` of one network or several, which take turns; those that came after a
+        network was trained are off.
+
+    Returns:
+      (N, S, S) uint8.
+    """
+
+    def of(strength: Mapping[str, float]) -> Callable[[jax.Array, np.ndarray], jax.Array]:
+        known = defaultdict(float, strength)
+        return jax.jit(lambda keys, films: jnp.round(255 * augment(keys, films, films.shape[1], known)))
+
+    augmented = [of(strength) for strength in changes]
+    made = np.empty_like(images)
+    for number, start in enumerate(range(0, len(images), BATCH_SIZE)):
+        batch = images[start : start + BATCH_SIZE]
+        keys = jax.random.split(jax.random.key(number), len(batch))
+        made[start : start + BATCH_SIZE] = augmented[number % len(augmented)](keys, batch)
+    return made

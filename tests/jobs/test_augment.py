@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from configs import base
-from jobs.training.augment import augment
+from jobs.training.augment import augment, views
 from model.preprocess import standardise, to_input
 
 STRENGTH = base.get_config().augment.to_dict()
@@ -170,3 +170,18 @@ def test_collimation_blackens_strips_along_a_quarter_of_the_sides_and_nothing_el
             widths.extend((top, bottom, left, right))
     assert 5 <= max(widths) <= 8  # a quarter of 32
     assert 0.17 < np.mean(np.array(widths) > 0) < 0.33
+
+
+def test_views_are_those_that_the_networks_learned_from_in_turn(monkeypatch):
+    monkeypatch.setattr("jobs.training.augment.BATCH_SIZE", 4)
+    names = ("crop_log_aspect", "rotation_degrees", "log_zoom", "shift", "log_gamma", "log_contrast", "brightness")
+    off = {"crop_area_min": 1.0, "flip_probability": 0.0} | dict.fromkeys(names, 0.0)  # of before there was shading
+    changes = [off, off | {"flip_probability": 1.0}, off | {"log_gamma": 1.0}]
+    images = np.random.default_rng(5).integers(0, 255, (14, 32, 32), np.uint8)
+    made = views(images, changes)
+    assert made.dtype == np.uint8
+    for batch in (slice(0, 4), slice(12, 14)):
+        np.testing.assert_array_equal(made[batch], images[batch])
+    np.testing.assert_allclose(made[4:8], images[4:8, :, ::-1], atol=1)
+    for view, image in zip(made[8:12], images[8:12], strict=True):  # gray values keep their order
+        assert (np.diff(view.ravel()[image.ravel().argsort()].astype(int)) >= 0).all() and (view != image).mean() > 0.5

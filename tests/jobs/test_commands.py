@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import calibrate
-from jobs.datasets.films import SPLITS, facts, write
+from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
+from jobs.evaluation import fit
+from jobs.training.augment import views
 from model import checkpoint
 from model.predictor import Predictor
 from tests.conftest import jpeg
@@ -244,26 +245,20 @@ def calibrated(run, phantom_data, tmp_path_factory):
     return copied, done(job("calibrate", "--checkpoint", copied, "--data_dir", phantom_data))
 
 
-def test_films_are_told_by_those_of_training_and_by_views_of_them(run, phantom_data, tmp_path, monkeypatch):
-    shutil.copytree(run, tmp_path / "run")
-    given = {}
-    fitted = calibrate.fit.outliers
+def test_films_are_told_by_those_of_training_and_by_views_of_them(calibrated, phantom_data):
+    predictor = Predictor.open(calibrated[0])
+    train, validation = (read(phantom_data, "phantom", split) for split in ("train", "validation"))
 
-    def outliers(labels, images, features, held_out):
-        given.update(labels=labels, images=images, features=features[0])
-        return fitted(labels, images, features, held_out)
+    def features(images):
+        return np.concatenate([raw.features[0] for _, raw in predictor.ask(images)])
 
-    monkeypatch.setattr(calibrate.fit, "outliers", outliers)
-    calibrate.calibrate(tmp_path / "run", phantom_data, None)
-    predictor = Predictor.open(tmp_path / "run")
-    count = len(given["images"])
-    np.testing.assert_array_equal(given["labels"][:count], given["labels"][count:])
-    for images, features in (
-        (given["images"], given["features"][:count]),
-        (calibrate.views(predictor, given["images"]), given["features"][count:]),
-    ):
-        expected = np.concatenate([raw.features[0] for _, raw in predictor.ask(images)])
-        np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    viewed = features(views(train.images, [predictor.meta["config"]["augment"]]))
+    alone, held_out = features(train.images), [features(validation.images)]
+    both = [np.concatenate([alone, viewed])]
+    expected = fit.outliers(np.tile(train.labels, 2), train.images, both, held_out)
+    assert predictor.calibration.outliers.threshold == pytest.approx(expected.threshold, rel=1e-3)
+    without = fit.outliers(train.labels, train.images, [alone], held_out)
+    assert without.threshold != pytest.approx(expected.threshold, rel=0.05)
 
 
 def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, tmp_path):

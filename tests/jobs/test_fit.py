@@ -1,13 +1,11 @@
 """What is fitted after training: found where it is known, and the best where it can be searched."""
 
-import types
-
 import numpy as np
 import pytest
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import log_loss
 
-from jobs import JobError, calibrate
+from jobs import JobError
 from jobs.evaluation import fit
 from model.calibration import rescale
 from model.outliers import Outliers
@@ -160,21 +158,6 @@ def test_the_largest_components_are_what_is_fitted(monkeypatch):
     member = fit.gaussians(np.repeat([0, 1, 2], 300), features)
     assert member.projection.shape == (2, 4)
     assert np.abs(member.projection[:, 2:]).max() < 0.05 * np.abs(member.projection[:, :2]).max()
-
-
-def test_views_are_those_that_the_networks_learned_from_in_turn(monkeypatch):
-    monkeypatch.setattr(calibrate, "BATCH_SIZE", 4)
-    names = ("crop_log_aspect", "rotation_degrees", "log_zoom", "shift", "log_gamma", "log_contrast", "brightness")
-    off = {"crop_area_min": 1.0, "flip_probability": 0.0} | dict.fromkeys(names, 0.0)  # of before there was shading
-    metas = [{"config": {"augment": off | change}} for change in ({}, {"flip_probability": 1.0}, {"log_gamma": 1.0})]
-    images = np.random.default_rng(5).integers(0, 255, (14, 32, 32), np.uint8)
-    views = calibrate.views(types.SimpleNamespace(metas=metas), images)
-    assert views.dtype == np.uint8
-    for batch in (slice(0, 4), slice(12, 14)):
-        np.testing.assert_array_equal(views[batch], images[batch])
-    np.testing.assert_allclose(views[4:8], images[4:8, :, ::-1], atol=1)
-    for view, image in zip(views[8:12], images[8:12], strict=True):  # gray values keep their order
-        assert (np.diff(view.ravel()[image.ravel().argsort()].astype(int)) >= 0).all() and (view != image).mean() > 0.5
 
 
 def test_one_in_a_hundred_held_out_films_lies_beyond():
