@@ -8,7 +8,8 @@
 
 On two CPU cores, as two devices, an epoch takes 25 to 130 s where nothing else runs, with the memory settings that the
 README names. The three networks that are bundled came to be in several runs each; the third's last run was this one,
-begun with the weights of another: "How the bundle came to be" in docs/experiments.md has the commands.
+begun with the weights of another, shorter and at a lower rate: "How the bundle came to be" in docs/experiments.md has
+the commands.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.8
     config.augment.log_contrast = 0.6
     config.augment.brightness = 0.2
-    config.augment.flip_probability = 0.5  # mirrored films are answered as others are then: docs/experiments.md
+    config.augment.flip_probability = 0.5  # or mirrored films are answered wrong: docs/experiments.md
     config.model.architecture = "cnn"
     config.model.options = ConfigDict({"widths": (16, 48, 128, 256), "blocks": (1, 2, 2, 1), "dropout": 0.2})
     return config

@@ -49,7 +49,9 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
             for name in flags.FLAGS:
                 # As of a variable that is not set; a field of the config may be empty.
                 given = flags.FLAGS[name].value
-                if "." not in name and (given == "" != flags.FLAGS[name].default or given == [""]):
+                if "." not in name and (
+                    given == "" != flags.FLAGS[name].default or (isinstance(given, list) and "" in given)
+                ):
                     raise flags.Error(f"--{name} is empty; give a value: {flags.FLAGS[name].help}")
             return words
         # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and

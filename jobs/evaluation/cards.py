@@ -11,6 +11,7 @@ from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import APART, HELD_OUT, from_elsewhere
+from jobs.evaluation.shifts import SHIFTS
 from jobs.evaluation.tables import between, markdown
 from model import checkpoint
 from model.labels import CLASSES
@@ -347,6 +348,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         f"{name.replace('_', ' ')} {point['value']:g}": point["refused"]
         for name, points in shifts["curves"].items()
         for point in points
+        if point["value"] != SHIFTS[name][2]
     }
     most = sorted(copies, key=lambda copy: copies[copy]["value"], reverse=True)[:3]
 

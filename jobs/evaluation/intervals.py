@@ -98,7 +98,8 @@ def _bounds(measured: dict[str, Any]) -> dict[str, Any]:
         elif not np.isfinite(figure[0]):
             bounds[name] = None
         elif name in BIASED:
-            bounds[name] = holding(figure[0], mirrored(figure[0], figure[1:]), figure[1:])
+            held = holding(figure[0], mirrored(figure[0], figure[1:]), figure[1:])
+            bounds[name] = None if held is None else [max(0.0, held[0]), held[1]]  # no error is below 0
         else:
             bounds[name] = percentile(figure[1:])
     return bounds

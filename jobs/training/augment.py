@@ -135,7 +135,9 @@ def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str
 
 
 def views(images: np.ndarray, changes: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """A random view of each film, at its size: what trained networks learned from. The same for the same films.
+    """A random view of each film, changed as in training, but at the film's own size, so that blur and noise are finer.
+
+    The same films get the same views.
 
     Args:
       images: (N, S, S) uint8.

@@ -232,7 +232,11 @@ def test_exit_codes_of_the_command(tmp_path, code, message, arguments):
             "error: --data_dir is empty; give a value: Where the prepared",
             ["--source=phantom", "--data_dir="],
         ),
-        ("bundle", "error: --checkpoint is empty; give a value: A run", ["--checkpoint=", "--out=bundle"]),
+        (
+            "bundle",
+            "error: --checkpoint is empty; give a value: A run",
+            ["--checkpoint=run", "--checkpoint=", "--out=bundle"],
+        ),
         ("train", "error: --workdir is empty; give a value: Where the run lives", ["--workdir=", *DEMO]),
         (
             "train",

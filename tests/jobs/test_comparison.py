@@ -84,6 +84,13 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, te
     assert held >= 59  # mirrored resamples alone hold 53 and 56 of the larger errors, percentiles alone no 0
 
 
+def test_no_calibration_error_is_below_0():
+    probabilities = np.tile([0.98, 0.01, 0.01], (60, 1))
+    labels = (np.arange(60) == 7).astype(int)
+    found = intervals(labels, probabilities, [str(film) for film in range(60)])
+    assert [found[name][0] for name in BIASED] == [0, 0] and found["ece"][1] > 0.015
+
+
 def test_what_is_never_defined_has_no_interval():
     assert percentile(np.array([np.nan, np.nan])) is None
     assert percentile(np.array([np.nan, *[1.0] * 39])) == [1.0, 1.0]

@@ -224,6 +224,13 @@ def test_a_file_of_the_test_split_is_refused_though_another_of_its_patient_is_sa
         sort(kaggle)
 
 
+def test_a_picture_of_the_test_split_is_refused_though_another_of_its_patient_conflicts(kaggle):
+    put(kaggle, "test/PNEUMONIA/person800_bacteria_1.png", anew(kaggle / "train/PNEUMONIA/person3_bacteria_6.jpeg"))
+    shutil.copy(kaggle / "train/PNEUMONIA/person3_bacteria_7.jpeg", kaggle / "test/PNEUMONIA/person801_virus_1.jpeg")
+    with pytest.raises(JobError, match=r"train and test share a picture in 1 files.*person3_bacteria_6.jpeg"):
+        sort(kaggle)
+
+
 def test_the_test_split_is_left_as_published(kaggle):
     same = jpeg(4000)
     put(kaggle, "test/PNEUMONIA/person700_bacteria_1.jpeg", same)

@@ -77,7 +77,7 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
       The splits `train`, `validation` and `test` (those with films), stable under re-running.
 
     Raises:
-      JobError: no images, an empty class, or train and test sharing a patient or a file's content.
+      JobError: no images, an empty class, or train and test sharing a patient, a file's content or a picture.
     """
     pools: dict[str, list[Film]] = defaultdict(list)
     quarantine: list[SetAside] = []
@@ -283,7 +283,11 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
                 + ("" if pool == "test" else ", but films in a folder named test, to measure a model on them alone")
                 + (f". Set aside: {aside}" if aside else "")
             )
-    for what, of in (("patient", lambda film: film.patient), ("content", lambda film: film.sha256)):
+    for what, of in (
+        ("patient", lambda film: film.patient),
+        ("content", lambda film: film.sha256),
+        ("picture", lambda film: film.content),
+    ):
         test = {of(film): film.name for film in pools["test"]}
         shared = [(film.name, test[of(film)]) for film in pools[POOL] if of(film) in test]
         if shared:
