@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,21 +55,8 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
                 ):
                     raise flags.Error(f"--{name} is empty; give a value: {flags.FLAGS[name].help}")
             return words
-        # ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not and
-        # OSError for a config file that is not there.
-        except (flags.Error, AttributeError, IndexError, OSError) as error:
-            reason: object = error
-            while isinstance(reason, Exception) and reason.args and not isinstance(reason, OSError):
-                reason = reason.args[0]
-            if isinstance(error, AttributeError):
-                reason = f"no field {reason} in the config; where it has phases, --config.phases[0].epochs and the like"
-            elif isinstance(error, IndexError):
-                reason = "a phase is set that the config does not have; configs/resnet.py shows how it has some"
-            elif missing := re.search("--([a-z_]+) must have a value other than None", str(reason)):
-                reason = f"--{missing[1]} is needed: {flags.FLAGS[missing[1]].help}"
-            elif isinstance(error, OSError):  # its words tell everything that was attempted
-                reason = "--config: " + re.sub(r".*\[Errno \d+\] ", "", str(reason), flags=re.DOTALL)
-            print(f"error: {' '.join(str(reason).split())}\nsee --help", file=sys.stderr)
+        except Exception as error:
+            print(f"error: {' '.join(_misread(error).split())}\nsee --help", file=sys.stderr)
             sys.exit(2)
 
     def guarded(argv: list[str]) -> None:
@@ -99,6 +87,38 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
     except BrokenPipeError:  # who reads what is printed has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _misread(error: Exception) -> str:
+    """Why the flags, or the config that they name, could not be read.
+
+    ml_collections raises AttributeError for an unknown field, IndexError for a phase that there is not, OSError for a
+    config file that is not there, and whatever a broken one raises, but for a ValueError, of which it makes a
+    flags.Error with the traceback as its text.
+    """
+    reason: object = error
+    while isinstance(reason, Exception) and reason.args and not isinstance(reason, OSError):
+        reason = reason.args[0]
+    text = str(reason)
+    if isinstance(error, SyntaxError):
+        return f"--config: {error.filename}, line {error.lineno}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [(frame.filename, frame.lineno) for frame in frames if frame.name in ("<module>", "get_config")]
+    for file, number in lines[-1:]:
+        return f"--config: {file}, line {number}: {type(error).__name__}: {text}"
+    for file, number in re.findall(r'File "([^"]*)", line (\d+)', text)[-1:]:
+        return f"--config: {file}, line {number}: {text.strip().splitlines()[-1]}"
+    if "has no attribute 'get_config'" in text:
+        return "--config: the file has no get_config(); configs/cnn.py shows one"
+    if isinstance(error, AttributeError):
+        return f"no field {text} in the config; where it has phases, --config.phases[0].epochs and the like"
+    if isinstance(error, IndexError):
+        return "a phase is set that the config does not have; configs/resnet.py shows how it has some"
+    if isinstance(error, OSError):  # its words tell everything that was attempted
+        return "--config: " + re.sub(r".*\[Errno \d+\] ", "", text, flags=re.DOTALL)
+    if missing := re.search("--([a-z_]+) must have a value other than None", text):
+        return f"--{missing[1]} is needed: {flags.FLAGS[missing[1]].help}"
+    return text
 
 
 def walk(folder: Path) -> list[Path]:

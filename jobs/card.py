@@ -19,7 +19,7 @@ from absl import flags
 
 from jobs import JobError, run, whole
 from jobs.evaluation import cards
-from jobs.evaluation.report import TRAINED_ON, fitted
+from jobs.evaluation.report import TRAINED_ON
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
 
@@ -62,7 +62,6 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
     cure = f"python jobs/evaluate.py --checkpoint {directory} --full --out {folders[0]}"
     problems = []
     assert predictor.calibration
-    made_with = fitted(predictor.calibration)
     for folder in folders:
         try:
             measured = json.loads((folder / "metrics.json").read_text())
@@ -70,7 +69,7 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
                 problems.append(f"{folder} is of other weights")
             elif not {"shifts", "decisions"} <= measured.keys():
                 problems.append(f"{folder} was made without --full, or before the model was calibrated")
-            elif not made_with.items() <= measured["calibration"].items():
+            elif measured["calibration"].get("sha256") != predictor.calibration.sha256:
                 problems.append(f"{folder} was made with another calibration")
             elif measured["films_are"] == TRAINED_ON:
                 problems.append(f"{folder} is of films that the model was trained on")

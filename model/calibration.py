@@ -49,11 +49,18 @@ class Calibration:
         """(N, 3) probabilities of the network -> (N, 3) calibrated ones."""
         return rescale(probabilities, self.temperature, self.bias)
 
+    @property
+    def sha256(self) -> str:
+        """What tells it from any other calibration."""
+        return json_digest(self._stored())
+
     def to_text(self) -> str:
         """The contents of FILE."""
+        return json.dumps(self._stored() | {"sha256": self.sha256}, indent=1)
+
+    def _stored(self) -> dict[str, Any]:
         stored = dataclasses.asdict(self) | {"format": FORMAT, "outliers": self.outliers.to_json()}
-        stored = json.loads(json.dumps(stored))
-        return json.dumps(stored | {"sha256": json_digest(stored)}, indent=1)
+        return json.loads(json.dumps(stored))  # tuples become lists
 
     @classmethod
     def read(cls, directory: Path, weights: Sequence[str]) -> Calibration | None:

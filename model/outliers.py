@@ -50,8 +50,8 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 class Member:
     """The Gaussians of one member of an ensemble, one a class, of one covariance: white in the space of `projection`.
 
-    A distance is the square of Mahalanobis' to the nearest class, divided by the components: about 1 for a film of the
-    training set (Lee et al. 2018, equation 2).
+    A distance is the square of Mahalanobis' to the nearest class, divided by the components: about 1 for
+    what the Gaussians were fitted to (Lee et al. 2018, equation 2).
     """
 
     projection: np.ndarray  # (k, C) pooled features -> white components

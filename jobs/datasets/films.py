@@ -224,8 +224,7 @@ def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
         others = [name for name in inside if re.fullmatch(r"\d+\.\d+\.\d+", name)]
         found = f" (there is version {', '.join(sorted(others))}; this program reads {version})" if others else ""
         cure = _command(data_dir, dataset)
-        pictures = Path(data_dir).rglob("*") if dataset != "phantom" else ()
-        if any(path.suffix.lower() in (".jpeg", ".jpg", ".png", ".zip") for path in pictures):
+        if dataset != "phantom" and _holds_source(Path(data_dir)):
             cure = f"python jobs/prepare.py --source {data_dir} --data_dir data, and read them from there"
         raise JobError(f"no prepared {dataset} data in {data_dir}{found}; prepare it: {cure}")
     with _damage_is_told(data_dir, dataset):
@@ -238,6 +237,15 @@ def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
             f"a source with {what} gives one: {_command(data_dir, dataset)}"
         )
     return builder
+
+
+def _holds_source(folder: Path) -> bool:
+    """Whether there are folders of classes, as `prepare.py --source` reads them, down to chest_xray/train/NORMAL."""
+    return any(
+        entry.is_dir() and entry.name.lower() in (*CLASSES, "pneumonia")
+        for depth in ("*", "*/*", "*/*/*")
+        for entry in folder.glob(depth)
+    )
 
 
 def _command(data_dir: Path, dataset: str) -> str:

@@ -87,11 +87,11 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
         asked[variant.name, variant.value] = ask(predictor, variant.images)
 
     def every(weights: np.ndarray) -> dict[str, Any]:
-        tree: dict[str, Any] = {
-            f"{name} {value:g}": _figures(split.labels, probabilities, weights)
-            | {"refused": metrics.ratio(weights @ refused, weights.sum(axis=1))}
-            for (name, value), (probabilities, refused) in asked.items()
-        }
+        tree: dict[str, Any] = {}
+        for (name, value), (probabilities, refused) in asked.items():
+            tree[f"{name} {value:g}"] = _figures(split.labels, probabilities, weights)
+            if predictor.calibration:  # without one nothing is ever refused
+                tree[f"{name} {value:g}"]["refused"] = metrics.ratio(weights @ refused, weights.sum(axis=1))
         copies = [tree[f"{name} {value:g}"] for name, value in asked if name in shifts.SHIFTS]
         tree["mean"] = {name: np.mean([copy[name] for copy in copies], axis=0) for name in copies[0]}
         whole = tree["as it is 0"]
@@ -323,7 +323,7 @@ def table(found: Mapping[str, Any]) -> str:
         return f"{100 * figure['value']:5.1f} % {between(figure['interval'], '.1f', 100)}"
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
-    lines = ["accuracy; normal against pneumonia: accuracy, AUROC; refused"]
+    lines = ["accuracy; normal against pneumonia: accuracy, AUROC" + ("; refused" if "outliers" in found else "")]
     rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["views"]}
     for name, figures in rows.items():
         lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))

@@ -15,7 +15,6 @@ from jobs import whole
 from jobs.datasets.films import Split
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
-from model.calibration import Calibration
 from model.gradcam import upsample
 from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
@@ -79,7 +78,11 @@ def write(
     if calibration := predictor.calibration:
         before_it = intervals(split.labels, uncalibrated, split.patients)
         measured["calibration"] = {
-            **fitted(calibration),
+            "sha256": calibration.sha256,
+            "temperature": calibration.temperature,
+            "bias": list(calibration.bias),
+            "confidence": calibration.confidence,
+            "thresholds": dict(calibration.operating_points),
             "before": {name: metrics.score(split.labels, uncalibrated)[name] for name in metrics.LOSSES},
             "intervals": {"before": {name: before_it[name] for name in metrics.LOSSES}},
         }
@@ -135,16 +138,6 @@ def write(
     with whole(out / "metrics.json") as path:
         path.write_text(json.dumps(measured, indent=1))
     return measured, [out / name for name in ("metrics.json", *parts)]
-
-
-def fitted(calibration: Calibration) -> dict[str, Any]:
-    """By which a report tells what it was made with."""
-    return {
-        "temperature": calibration.temperature,
-        "bias": list(calibration.bias),
-        "confidence": calibration.confidence,
-        "thresholds": dict(calibration.operating_points),
-    }
 
 
 def from_elsewhere(predictor: Predictor, facts: Mapping[str, Any]) -> bool:

@@ -25,6 +25,7 @@ from jobs.training.runs import Run, seconds
 from model import checkpoint
 
 FILES = ("sweep.md", "sweep.csv")
+NAME_BYTES = 255  # of a file or a folder, on the common file systems
 
 NOTE = """The figures of a run are those of its best epoch. The first row is the best of many on the same validation
 films, which flatters it: measure it again on films that had no say, or with jobs/crossval.py."""
@@ -64,8 +65,9 @@ def parse(grid: str, config: ConfigDict) -> dict[str, list[Any]]:
             raise UsageError(f"--grid has {field}, which ranks the runs; set it for all: --config.{field}=VALUE")
         if field in parsed:
             raise UsageError(f"--grid has {field} twice; give all of its values at once, separated by commas")
-        # A comma inside of parentheses is one of a tuple.
-        values = [_value(text.strip(), field, fields[field]) for text in re.split(r",(?![^(]*\))", texts)]
+        # A comma inside of parentheses is one of a tuple; of braces or brackets, one of a regular expression.
+        parts = re.split(r",(?![^([{]*[])}])", texts)
+        values = [_value(text.strip(), field, fields[field]) for text in parts]
         for value in values:
             if values.count(value) > 1:
                 raise UsageError(f"--grid has {field}={value} twice; once is enough")
@@ -119,7 +121,11 @@ def _value(text: str, field: str, default: Any) -> Any:
 
 
 def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
-    """The cells of the grid; their folders are named for their values, whatever order the grid was typed in."""
+    """The cells of the grid; their folders are named for their values, whatever order the grid was typed in.
+
+    Raises:
+      UsageError: such a name is too long for a folder.
+    """
     cells = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
@@ -128,6 +134,11 @@ def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -
             config_path.set_value(field, changed, value)
         name = ",".join(f"{field}={_text(values[field])}" for field in sorted(values))
         folder = urllib.parse.quote(name, safe="=,.+-()")  # a value may be a path
+        if len(folder) > NAME_BYTES:
+            raise UsageError(
+                f"--grid makes a run whose folder is named {folder!r}, {len(folder)} bytes, and {NAME_BYTES} is the "
+                "most; give shorter values, or fewer fields at once"
+            )
         cells.append(Cell(values, Run(name, workdir / folder, changed)))
     return cells
 

@@ -252,6 +252,33 @@ def test_what_a_command_cannot_do_without_is_told(name, message, arguments):
     assert result.stderr.startswith(message) and result.stderr.endswith("see --help\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def get_config(:", "line 1: invalid syntax"),
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+        ("from configs.cnn import get_config\nint('a')", "line 2: ValueError: invalid literal for int()"),
+        ("def get_config():\n    return {}['a']", "line 2: KeyError: a"),
+        ("def get_config():\n    return [][1]", "line 2: IndexError: list index out of range"),
+        (
+            "from configs import base\ndef get_config():\n    base.get_config().modle.a = 1",
+            "line 3: AttributeError: 'modl",
+        ),
+    ],
+)
+def test_a_broken_config_is_told_in_one_line(tmp_path, text, told):
+    (tmp_path / "c.py").write_text(text)
+    result = command("train", "--workdir=run", f"--config={tmp_path / 'c.py'}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: --config: {tmp_path / 'c.py'}, {told}") and result.stderr.count("\n") == 2
+
+
+def test_a_config_without_its_function_is_told(tmp_path):
+    (tmp_path / "c.py").write_text("")
+    result = command("train", "--workdir=run", f"--config={tmp_path / 'c.py'}")
+    assert result.stderr == "error: --config: the file has no get_config(); configs/cnn.py shows one\nsee --help\n"
+
+
 def test_a_run_does_not_live_in_an_ensemble(phantom_data, tmp_path):
     (tmp_path / "member-1").mkdir()
     with pytest.raises(UsageError, match="holds the networks of an ensemble; give the run a --workdir of its own"):

@@ -90,14 +90,21 @@ def test_the_card_claims_no_more_than_is_known(reported):
     text = cards.card(predictor, measured, reported / "report")
     assert "As it was published" not in text and "Expect worse on other ages" in text
     measured["shifts"]["as it is"]["binary_accuracy"] = {"value": 0.97, "interval": [0.96, 0.98]}
-    for low, high in ((-0.04, -0.01), (-0.04, 0.0)):
-        change = {"value": -0.02, "interval": [low, high]}
-        mirrored = {"value": 0.95, "interval": [0.94, 0.98], "change": change}
-        measured["shortcuts"]["views"]["mirrored"]["binary_accuracy"] = mirrored
+    measured["shifts"]["as it is"]["refused"] = {"value": 0.01, "interval": [0.0, 0.02]}
+    mirrored = measured["shortcuts"]["views"]["mirrored"]
+    mirrored["refused"] = {"value": 0.05, "interval": [0.03, 0.08]}
+    for interval, told in (
+        ([-0.04, -0.01], "(-4.0 to -1.0), so do not trust the answer to a mirrored one."),
+        ([-0.019, -0.001], "(-1.9 to -0.1), which is less than 2."),
+        ([-0.04, 0.0], "(-4.0 to +0.0), which leaves open whether more than 2 are lost."),
+        (None, "which leaves open whether more than 2 are lost."),
+    ):
+        change = {"value": -0.01, "interval": interval}
+        mirrored["binary_accuracy"] = {"value": 0.95, "interval": [0.94, 0.98], "change": change}
         text = cards.card(predictor, measured, reported / "report")
-        assert "mirrored is 95.0 % (94.0 to 98.0), and 97.0 % (96.0 to 98.0) on the films as they are" in text
-        assert f"a difference of -2.0 points ({100 * low:+.1f} to {100 * high:+.1f})" in text
-        assert ("do not trust the answer to a mirrored one" in text) == (high < 0)
+        assert "refused are 5.0 % (3.0 to 8.0) of these films mirrored, and 1.0 % (0.0 to 2.0) as they are" in text
+        assert "on them is 95.0 % (94.0 to 98.0) mirrored, and 97.0 % (96.0 to 98.0) as they are" in text
+        assert "a difference of -1.0 points" in text and told in text
     predictor.meta["dataset"]["citation"] = measured["dataset"]["citation"] = ChestXray.CITATION
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
     assert f"({metrics.BINS} bins, of equal width" in text and f"over {intervals.RESAMPLES:,} bootstrap" in text
@@ -180,7 +187,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
         ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),
         ({"shifts": None}, "was made without --full"),
         ({"films_are": "trained on"}, "is of films that the model was trained on"),
-        ({"calibration": measured["calibration"] | {"temperature": 9.0}}, "was made with another calibration"),
+        ({"calibration": measured["calibration"] | {"sha256": "0" * 64}}, "was made with another calibration"),
     ):
         (tmp_path / "r").mkdir(exist_ok=True)
         changed = {key: value for key, value in (measured | change).items() if value is not None}

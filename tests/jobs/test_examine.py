@@ -219,6 +219,9 @@ def test_shifted_films_that_are_refused_are_counted(run, split):  # noqa: F811
     assert views["mirrored"]["refused"]["change"]["value"] == pytest.approx(
         views["mirrored"]["refused"]["value"] - found["as it is"]["refused"]["value"]
     )
+    calibrated.calibration = None
+    found, views = examine.shifted(calibrated, split)
+    assert not any("refused" in figures for figures in (found["as it is"], found["mean"], views["mirrored"]))
 
 
 def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):  # noqa: F811

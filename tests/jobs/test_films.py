@@ -11,6 +11,7 @@ from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.source import sort
 from jobs.datasets.phantom.drawing import draw
+from tests.conftest import jpeg, put
 
 
 def test_round_trip(phantom_data):
@@ -94,8 +95,17 @@ def test_films_that_are_not_prepared_are_the_source_and_not_the_place(kaggle):
     with pytest.raises(JobError, match=rf"no prepared chest_xray data in [^(]*; {command}"):
         films.read(kaggle, "chest_xray", "train")
     kaggle.rename(kaggle.parent / "chest_xray")  # as the published archive calls its folder
-    with pytest.raises(JobError, match=r"no prepared chest_xray data in [^(]*; prepare it: python"):
+    command = command.replace(re.escape(str(kaggle)), re.escape(str(kaggle.parent)))
+    with pytest.raises(JobError, match=rf"no prepared chest_xray data in [^(]*; {command}"):
         films.read(kaggle.parent, "chest_xray", "train")
+
+
+def test_a_place_that_holds_some_pictures_is_no_source(tmp_path):
+    put(tmp_path, "docs/plots/roc.png", jpeg(1))
+    put(tmp_path, "downloads/films.zip", b"")
+    command = f"prepare it: python jobs/prepare.py --source SRC --data_dir {re.escape(str(tmp_path))}"
+    with pytest.raises(JobError, match=f"{command}$"):
+        films.read(tmp_path, "chest_xray", "train")
 
 
 def test_an_absent_split_names_those_there_are(kaggle, tmp_path):

@@ -271,6 +271,17 @@ def test_films_to_test_on_alone_may_be_of_one_class(kaggle):
     assert counts(sort(kaggle).splits["test"]) == Counter({0: 3})
 
 
+def test_the_folder_of_a_test_split_alone_is_one(kaggle, tmp_path):
+    whole, alone = sort(kaggle).splits["test"], sort(kaggle / "test").splits
+    assert alone.keys() == {"test"} and [film.content for film in alone["test"]] == [film.content for film in whole]
+    with zipfile.ZipFile(tmp_path / "Testing.zip", "w") as archive:
+        for path in (kaggle / "test").rglob("*.jpeg"):
+            archive.write(path, path.relative_to(kaggle / "test"))
+    assert counts(sort(tmp_path / "Testing.zip").splits["test"]) == counts(whole)
+    kaggle = kaggle.rename(kaggle.parent / "test")  # splits inside say more than what they stand in
+    assert counts(sort(kaggle).splits["test"]) == counts(whole) and sort(kaggle).splits.keys() > {"train"}
+
+
 def test_normal_within_a_word_is_no_class(kaggle):
     put(kaggle, "train/bacterial/case_1_normalized.jpeg", jpeg(5000))
     put(kaggle, "train/bacterial/abnormal_1.jpeg", jpeg(5001))

@@ -43,6 +43,8 @@ def test_fields_are_named_by_path_end_or_part():
         "model.options.widths": [(4, 8), (8,)],
         "data.balance": ["none", "loss"],
     }
+    leave_out = grid.parse("leave_out=a{1,2}_[b,c],d", made)
+    assert leave_out == {"data.leave_out": ["a{1,2}_[b,c]", "d"]}
     for before, typed in (((), "(8,16)"), ((8, 16), "()")):  # of an empty one nothing is known
         made.model.options.widths = before
         assert grid.parse(f"widths={typed}", made) == {"model.options.widths": [ast.literal_eval(typed)]}
@@ -107,6 +109,14 @@ def test_what_no_run_can_be_made_of_is_refused_before_anything_is_trained(phanto
     with pytest.raises(JobError, match=message):
         runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=io.StringIO()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_too_long_for_a_folder_is_refused(tmp_path):
+    longest = "a" * (255 - len("data.leave_out="))
+    (cell,) = grid.plan(base.get_config(), tmp_path, {"data.leave_out": [longest]})
+    cell.run.workdir.mkdir()
+    with pytest.raises(UsageError, match="aa', 256 bytes, and 255 is the most; give shorter values, or fewer fields"):
+        grid.plan(base.get_config(), tmp_path, {"data.leave_out": [longest + "a"]})
 
 
 def test_folders_are_named_for_the_values_in_any_order(tmp_path):
