@@ -81,9 +81,7 @@ def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
     return above, 1 - below
 
 
-def differences(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, patients: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+def differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
     """First minus second in every figure of `metrics.score`, with the interval over the same resamples of patients.
 
     A resample adds to both of two calibration errors, and more to the smaller: each is mirrored, then they are
@@ -93,7 +91,7 @@ def differences(
       Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined; the interval
       is None where there are too few patients for one.
     """
-    weights = np.concatenate([np.ones((1, len(labels))), cluster_weights(patients, seed=seed)])
+    weights = np.concatenate([np.ones((1, len(labels))), cluster_weights(patients)])
     one, other = (metrics.measure(labels, probabilities, weights) for probabilities in (first, second))
 
     def subtract(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def holding(figure: float, turned: np.ndarray, values: np.ndarray) -> list[float
 
 
 def estimate(
-    figures: Callable[[np.ndarray], dict[str, Any]], patients: Sequence[str], seed: int = 0
+    figures: Callable[[np.ndarray], dict[str, Any]], patients: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of films, and their 95 % intervals: percentiles of the resamples; `holding` those of BIASED.
 
@@ -76,13 +76,12 @@ def estimate(
     Args:
       figures: of weights (B, N), as metrics.measure.
       patients: (N,) who each film is of.
-      seed: of the resamples.
 
     Returns:
       Two trees nested as `figures`: float, and [low, high]; None where a figure is undefined, and for an interval
       where there are too few patients for one: a single one, or as `percentile` says.
     """
-    weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients, seed=seed)])
+    weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients)])
     measured = figures(weights)
     values = metrics.each(measured, lambda figure: float(figure[0]) if np.isfinite(figure[0]) else None)
     alone = len(set(patients)) < 2  # of what chance may do, nothing is known
@@ -111,14 +110,13 @@ def mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return metrics.ratio(weights[:, known] @ values[known], weights[:, known].sum(axis=1))
 
 
-def intervals(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def intervals(labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
     """95 % intervals of every figure of `metrics.score`, nested alike.
 
     Args:
       labels: (N,) int.
       probabilities: (N, 3).
       patients: (N,) who each film is of.
-      seed: of the resamples.
     """
     metrics.check(labels, probabilities)
-    return estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients, seed)[1]
+    return estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients)[1]

@@ -157,18 +157,18 @@ def _average_precision(truth: np.ndarray, value: np.ndarray, weights: np.ndarray
     return ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
 
 
-def equal_width(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+def equal_width(probabilities: np.ndarray) -> np.ndarray:
     """(N,) the bin (lower, upper] of equal width that the top probability is in (Guo et al. 2017, section 2)."""
-    return np.clip(np.ceil(probabilities.max(axis=1) * bins).astype(int) - 1, 0, bins - 1)
+    return np.clip(np.ceil(probabilities.max(axis=1) * BINS).astype(int) - 1, 0, BINS - 1)
 
 
-def equal_mass(probabilities: np.ndarray, bins: int = BINS) -> np.ndarray:
+def equal_mass(probabilities: np.ndarray) -> np.ndarray:
     """(N,) the bin, all of as many films, that the top probability is in (Nguyen and O'Connor 2015).
 
     Films of one probability are in one bin, so that their order says nothing.
     """
     top = probabilities.max(axis=1)
-    return np.searchsorted(np.sort(top), top) * bins // len(top)
+    return np.searchsorted(np.sort(top), top) * BINS // len(top)
 
 
 def _calibration_error(
@@ -186,16 +186,14 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     return float(_calibration_error(labels, probabilities, ones, equal_width(probabilities))[0])
 
 
-def reliability_bins(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence, accuracy and count, each (bins,), of equal-width bins; the means of an empty one are NaN."""
-    index = equal_width(probabilities, bins)
-    count = np.bincount(index, minlength=bins)
+def reliability_bins(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence, accuracy and count, each (BINS,), of equal-width bins; the means of an empty one are NaN."""
+    index = equal_width(probabilities)
+    count = np.bincount(index, minlength=BINS)
     filled = np.where(count, count, np.nan)
     return (
-        np.bincount(index, weights=probabilities.max(axis=1), minlength=bins) / filled,
-        np.bincount(index, weights=probabilities.argmax(axis=1) == labels, minlength=bins) / filled,
+        np.bincount(index, weights=probabilities.max(axis=1), minlength=BINS) / filled,
+        np.bincount(index, weights=probabilities.argmax(axis=1) == labels, minlength=BINS) / filled,
         count,
     )
 

@@ -62,12 +62,11 @@ def test_calibration_error_by_hand():
 
 
 def test_bins_hold_their_upper_edge():
-    confidence, accuracy, count = metrics.reliability_bins(
-        np.array([0, 1]), np.array([[1.0, 0, 0], [0.5, 0.25, 0.25]]), bins=2
-    )
-    assert count.tolist() == [1, 1]
-    assert confidence.tolist() == [0.5, 1.0]
-    assert accuracy.tolist() == [0.0, 1.0]
+    confidence, accuracy, count = metrics.reliability_bins(np.array([0, 1]), np.array([[1.0, 0, 0], [0.6, 0.2, 0.2]]))
+    filled = [8, 14]  # of 15: (.533, .6] and (.933, 1]
+    assert np.flatnonzero(count).tolist() == filled and count[filled].tolist() == [1, 1]
+    assert confidence[filled].tolist() == [0.6, 1.0]
+    assert accuracy[filled].tolist() == [0.0, 1.0]
 
 
 def test_an_absent_class_is_none_not_nan():
