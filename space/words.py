@@ -6,6 +6,7 @@ File names and reasons come from uploads and are escaped.
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 from model import checkpoint
@@ -96,7 +97,7 @@ def about(predictor: Predictor) -> str:
     parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
     networks = ", ".join(
         f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
-        + (f", begun with `{meta['origin']['from']}`" if meta.get("origin") else "")
+        + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
         for meta in predictor.metas
     )
     what = "A neural network" if len(predictor.metas) == 1 else f"The mean of {len(predictor.metas)} neural networks"
@@ -121,6 +122,11 @@ Expect worse on films of other hospitals, machines and ages{mirrored}. {refusals
 
 **The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
 map is not the most in another. Where the methods disagree, trust the maps less."""
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    """Where first weights came from; the name that a run had on somebody's disk would tell a visitor nothing."""
+    return "the weights of an earlier run" if "weights_digest" in origin else f"`{origin['from']}`"
 
 
 def _quality(predictor: Predictor) -> str:

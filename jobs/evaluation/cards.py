@@ -140,7 +140,7 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
 
 def _origin(origin: dict[str, Any]) -> str:
     """Where the first weights of a network came from."""
-    which = origin.get("commit") or origin.get("sha256") or f"step {origin['step']}, {origin['weights_digest']}"
+    which = origin.get("commit") or origin.get("sha256") or f"step {origin['step']}, {origin['weights_digest'][:12]}"
     before = ""
     if "origin" in origin:  # a run of this project
         first = origin["origin"]

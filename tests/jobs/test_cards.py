@@ -72,8 +72,8 @@ def test_where_weights_came_from_is_told(reported):
     predictor = Predictor.open(reported)
     measured = json.loads((reported / "report/metrics.json").read_text())
     assert "trained from scratch, without other data. Code" in cards.card(predictor, measured, reported / "report")
-    predictor.meta["origin"] = {"from": "films", "step": 3, "weights_digest": "abc", "origin": None}
-    assert "begun with `films` (step 3, abc), which began at random. Code" in cards.card(
+    predictor.meta["origin"] = {"from": "films", "step": 3, "weights_digest": "0123456789abcdef", "origin": None}
+    assert "begun with `films` (step 3, 0123456789ab), which began at random. Code" in cards.card(
         predictor, measured, reported / "report"
     )
     first = {"from": "hf://timm/x", "commit": "c0ffee"}

@@ -89,6 +89,8 @@ def test_about_says_with_what_a_run_was_begun(predictor):
     metas = [meta | {"origin": {"from": "hf://timm/x"}} for meta in predictor.metas]
     begun = types.SimpleNamespace(meta=metas[0], metas=metas, calibration=None)
     assert " epochs, begun with `hf://timm/x`." in words.about(begun)
+    metas[0]["origin"] = {"from": "my_run", "step": 3, "weights_digest": "abc", "origin": None}
+    assert " epochs, begun with the weights of an earlier run." in words.about(begun)
 
 
 def test_untrained_gives_the_reason_and_the_way_out():
