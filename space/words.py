@@ -95,7 +95,7 @@ def about(predictor: Predictor) -> str:
     """Markdown of what a checkpoint says of itself."""
     dataset = predictor.meta["dataset"]
     parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
-    networks = ", ".join(
+    networks = "; ".join(
         f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
         + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
         for meta in predictor.metas
