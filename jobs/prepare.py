@@ -8,8 +8,8 @@
 
 The official test folder is left as it is, also where it is the whole source (--source chest_xray/test); everything else
 is pooled, files that show the same picture are merged, and about 12 % of the patients of each class are held out for
-validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv. Running it again gives the
-same splits. Prepared films that are cited otherwise are not replaced.
+validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv. Running it again gives
+the same splits. Prepared films that are cited otherwise are not replaced.
 """
 
 from __future__ import annotations
