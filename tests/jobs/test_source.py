@@ -280,6 +280,8 @@ def test_the_folder_of_a_test_split_alone_is_one(kaggle, tmp_path):
     assert counts(sort(tmp_path / "Testing.zip").splits["test"]) == counts(whole)
     kaggle = kaggle.rename(kaggle.parent / "test")  # splits inside say more than what they stand in
     assert counts(sort(kaggle).splits["test"]) == counts(whole) and sort(kaggle).splits.keys() > {"train"}
+    other = (kaggle / "test").rename(tmp_path / "test.v2")
+    assert sort(other).splits.keys() == {"train", "validation"}
 
 
 def test_normal_within_a_word_is_no_class(kaggle):

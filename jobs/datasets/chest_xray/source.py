@@ -116,7 +116,7 @@ def read(
       JobError: the source is neither.
     """
     total, stream = files(source)
-    own = source.resolve().stem
+    own = source.resolve().stem if source.is_file() else source.resolve().name
     if _split(f"{own}/film") == "test":  # the folder of a test split alone, which is no less one for it
         stream = (dataclasses.replace(file, path=f"{own}/{file.path}") for file in stream)
     with ThreadPoolExecutor() as threads:  # Pillow decodes outside the interpreter's lock
