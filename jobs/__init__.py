@@ -104,9 +104,11 @@ def _misread(error: Exception) -> str:
         return f"--config: {error.filename}, line {error.lineno}: {text}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [(frame.filename, frame.lineno) for frame in frames if frame.name in ("<module>", "get_config")]
-    for file, number in lines[-1:]:
+    if lines:
+        file, number = lines[-1]
         return f"--config: {file}, line {number}: {type(error).__name__}: {text}"
-    for file, number in re.findall(r'File "([^"]*)", line (\d+)', text)[-1:]:
+    if told := re.findall(r'File "([^"]*)", line (\d+)', text):
+        file, number = told[-1]
         return f"--config: {file}, line {number}: {text.strip().splitlines()[-1]}"
     if "has no attribute 'get_config'" in text:
         return "--config: the file has no get_config(); configs/cnn.py shows one"

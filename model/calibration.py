@@ -59,8 +59,7 @@ class Calibration:
         return json.dumps(self._stored() | {"sha256": self.sha256}, indent=1)
 
     def _stored(self) -> dict[str, Any]:
-        stored = dataclasses.asdict(self) | {"format": FORMAT, "outliers": self.outliers.to_json()}
-        return json.loads(json.dumps(stored))  # tuples become lists
+        return dataclasses.asdict(self) | {"format": FORMAT, "outliers": self.outliers.to_json()}
 
     @classmethod
     def read(cls, directory: Path, weights: Sequence[str]) -> Calibration | None:

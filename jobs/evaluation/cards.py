@@ -112,13 +112,13 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     change = mirrored["binary_accuracy"]["change"]
     low, high = change["interval"] or (-1.0, 1.0)  # too few patients for an interval: it could be anything
     if low >= -MARGIN:
-        trust = f"which is less than {100 * MARGIN:.0f}"
+        trust = f"so less than {100 * MARGIN:.0f} are lost"
     elif high < 0:
         trust = "so do not trust the answer to a mirrored one"
     else:
         trust = f"which leaves open whether more than {100 * MARGIN:.0f} are lost"
     lines.append(
-        "Most mirrored films pass for any other: refused are "
+        "Nothing looks for a mirrored film: refused are "
         f"{_stated(mirrored['refused'])} of these films mirrored, and {_stated(whole['refused'])} as they are. Normal "
         f"against pneumonia, the accuracy on them is {_stated(mirrored['binary_accuracy'])} mirrored, and "
         f"{_stated(whole['binary_accuracy'])} as they are, a difference of {_points(change)}, {trust}."

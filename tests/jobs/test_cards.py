@@ -95,7 +95,7 @@ def test_the_card_claims_no_more_than_is_known(reported):
     mirrored["refused"] = {"value": 0.05, "interval": [0.03, 0.08]}
     for interval, told in (
         ([-0.04, -0.01], "(-4.0 to -1.0), so do not trust the answer to a mirrored one."),
-        ([-0.019, -0.001], "(-1.9 to -0.1), which is less than 2."),
+        ([-0.019, -0.001], "(-1.9 to -0.1), so less than 2 are lost."),
         ([-0.04, 0.0], "(-4.0 to +0.0), which leaves open whether more than 2 are lost."),
         (None, "which leaves open whether more than 2 are lost."),
     ):

@@ -27,6 +27,7 @@ def measured():
 
 def test_the_report_is_of_these_weights_and_of_films_held_out(predictor, measured):
     assert measured["checkpoint"]["weights"] == list(predictor.weights)
+    assert measured["calibration"]["sha256"] == predictor.calibration.sha256
     assert measured["films_are"] == "held out" and measured["dataset"]["name"] == "chest_xray"
     assert not (ROOT / REPORT / "heatmaps.png").exists()  # a grid of films, which are not ours to share
 
