@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     config.head_l2 = 0.0  # on the kernels of the head, in the loss
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw | sgd
+    config.optimizer.name = "adamw"  # adamw | sgd | muon (convolutions by orthogonalised momentum, the rest by Adam)
     config.optimizer.learning_rate = 2e-3  # at the peak
     config.optimizer.schedule = "cosine"  # cosine | constant, both after the warm-up
     config.optimizer.warmup_epochs = 3.0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from jobs import UsageError
 
 PLATEAU = "plateau_scale"
+# Times the learning rate: that of muon's kernels, whose updates have singular values of about 1.
+ORTHOGONAL = 30.0
 
 
 def decayed(params: Any) -> Any:
@@ -43,6 +46,35 @@ def schedule(kind: str, learning_rate: float, warmup_steps: int, total_steps: in
     raise UsageError(f"unknown schedule {kind!r}; known: cosine, constant")
 
 
+def _muon() -> optax.GradientTransformation:
+    """Orthogonalised momentum for the kernels of convolutions, as matrices of inputs by outputs, and Adam for the rest.
+
+    Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+
+    def as_matrices(kernels: Any) -> Any:  # (kernel_px, kernel_px, in, out)
+        numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+        return jax.tree.map(lambda _: numbers, kernels)
+
+    return optax.partition(
+        {
+            "convolution": optax.chain(
+                optax.contrib.scale_by_muon(weight_dimension_numbers=as_matrices), optax.scale(ORTHOGONAL)
+            ),
+            "other": optax.scale_by_adam(),
+        },
+        lambda params: jax.tree.map(lambda leaf: "convolution" if leaf.ndim == 4 else "other", params),
+    )
+
+
+# By name, from the momentum of sgd: what the learning rate is multiplied by.
+OPTIMIZERS: Mapping[str, Callable[[float], optax.GradientTransformation]] = {
+    "adamw": lambda _: optax.scale_by_adam(),
+    "sgd": lambda momentum: optax.trace(momentum, nesterov=True),
+    "muon": lambda _: _muon(),
+}
+
+
 def build(
     name: str,
     learning_rate: optax.Schedule,
@@ -54,7 +86,7 @@ def build(
     """An optimizer whose updates `set_plateau_scale` can scale between epochs.
 
     Args:
-      name: "adamw" (Loshchilov & Hutter 2019) or "sgd" (with Nesterov momentum).
+      name: "adamw" (Loshchilov & Hutter 2019), "sgd" (with Nesterov momentum), or "muon" (`_muon`).
       learning_rate: by step.
       momentum: of sgd, in [0, 1).
       weight_decay: times the learning rate is taken from every kernel at each step, for sgd too.
@@ -64,12 +96,11 @@ def build(
     Raises:
       UsageError: unknown name.
     """
-    if name not in ("adamw", "sgd"):
-        raise UsageError(f"unknown optimizer {name!r}; known: adamw, sgd")
-    direction = optax.scale_by_adam() if name == "adamw" else optax.trace(momentum, nesterov=True)
+    if name not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        direction,
+        OPTIMIZERS[name](momentum),
         optax.add_decayed_weights(weight_decay, mask=decayed),
         optax.scale_by_learning_rate(learning_rate),
         optax.inject_hyperparams(lambda plateau_scale: optax.scale(plateau_scale))(plateau_scale=1.0),

@@ -133,7 +133,7 @@ def check(config: ConfigDict) -> None:
     """Raises UsageError for choices that no run can be made of."""
     choices = {
         "dtype": ("float32", "bfloat16"),
-        "optimizer.name": ("adamw", "sgd"),
+        "optimizer.name": tuple(optim.OPTIMIZERS),
         "optimizer.schedule": ("cosine", "constant"),
         "phases.schedule": ("cosine", "constant"),
         "sync_batch_norm": ("auto", "true", "false"),

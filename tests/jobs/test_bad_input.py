@@ -55,7 +55,7 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'; known: adamw, sgd"),
+        ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'; known: adamw, sgd, muon"),
         ({"optimizer.schedule": "linear"}, "config.optimizer.schedule is 'linear'; known: cosine, constant"),
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
         ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower warmup"),

@@ -52,6 +52,21 @@ def test_adamw_first_step_is_the_sign():
     assert np.allclose(updates["conv"]["kernel"], 0.1, rtol=1e-4)
 
 
+def test_muon_turns_convolutions_and_leaves_the_rest_to_adam():
+    # A gradient of 9 x 4 by 6 as a sum of directions of very unequal size: all are taken equally far.
+    left, right = (np.linalg.qr(np.random.default_rng(0).normal(size=(size, 3)))[0] for size in (36, 6))
+    gradient = (left * [1.0, 1e-1, 1e-2]) @ right.T
+    params = {"conv": jnp.zeros((3, 3, 4, 6)), "norm": jnp.ones(6), "dense": jnp.zeros((6, 3))}
+    gradients = {"conv": jnp.asarray(gradient).reshape(3, 3, 4, 6), "norm": jnp.full(6, 0.2), "dense": jnp.ones((6, 3))}
+    optimizer = optim.build("muon", lambda step: 0.1, 0.9, weight_decay=0.0, clip_norm=0.0)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    turned = np.asarray(updates["conv"]).reshape(36, 6) / (-0.1 * optim.ORTHOGONAL)
+    along = np.diag(left.T @ turned @ right)
+    assert (np.abs(along - 1) < 0.35).all(), along  # five steps of Newton and Schulz come so near
+    np.testing.assert_allclose(turned, (left * along) @ right.T, atol=1e-2)  # and nothing else is moved along
+    assert np.allclose(updates["norm"], -0.1, rtol=1e-4) and np.allclose(updates["dense"], -0.1, rtol=1e-4)
+
+
 def test_plateau_scale_multiplies_updates():
     optimizer = sgd()
     state = optim.set_plateau_scale(optimizer.init(PARAMS), np.float32(0.25))
@@ -79,7 +94,7 @@ def test_class_weights_average_to_one_over_the_films():
 
 
 def test_what_is_unknown_is_named():
-    with pytest.raises(JobError, match="unknown optimizer 'adam'; known: adamw, sgd"):
+    with pytest.raises(JobError, match="unknown optimizer 'adam'; known: adamw, sgd, muon"):
         optim.build("adam", lambda step: 0.1, 0.9, 0.0, 0.0)
     with pytest.raises(JobError, match="unknown schedule 'step'; known: cosine, constant"):
         optim.schedule("step", 1.0, 0, 10)

@@ -87,8 +87,10 @@ def test_replicas_agree_exactly(ten_steps):
         assert all((first == other).all() for other in others)
 
 
-def test_it_learns():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_learns(optimizer):
     made = plain(epochs=100)
+    made.optimizer.name = optimizer
     made.optimizer.learning_rate = 1e-2
     made.model.options.dropout = 0.0
     losses, *_ = run(made, 2, 60)
