@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -234,8 +235,12 @@ def main() -> None:
     page = build(arguments.checkpoint)
     try:
         page.launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
-    except OSError as error:
-        sys.exit(f"error: nothing can be served on port {arguments.port} ({error}); give another with --port")
+    except OSError:  # Gradio takes an address that is not this machine's for a port in use
+        address = os.environ.get("GRADIO_SERVER_NAME")
+        sys.exit(
+            f"error: nothing can be served on port {arguments.port}{f' of {address}' if address else ''}; give another "
+            f"with --port{', or an address of this machine in GRADIO_SERVER_NAME' if address else ''}"
+        )
     except ValueError as error:  # of Gradio, which asks its own page whether it is there
         sys.exit(
             f"error: the page does not answer on this machine ({error}); try again where it was busy, set "

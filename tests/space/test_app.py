@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import socket
+import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -219,8 +221,25 @@ def test_a_port_in_use_is_named_with_the_cure(monkeypatch, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setattr(sys, "argv", ["app.py", "--checkpoint", str(tmp_path), "--port", str(port)])
-        with pytest.raises(SystemExit, match=rf"port {port} .*give another with --port"):
+        with pytest.raises(SystemExit, match=rf"port {port}; give another with --port$"):
             app.main()
+
+
+def test_an_address_of_another_machine_is_named_with_the_cure(tmp_path):
+    # In a process of its own: Gradio reads the address when it is imported. 192.0.2.1 is no machine's: RFC 5737.
+    result = subprocess.run(
+        [sys.executable, "space/app.py", "--checkpoint", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"GRADIO_SERVER_NAME": "192.0.2.1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: nothing can be served on port 7860 of 192.0.2.1; give another with --port, or an address of this "
+        "machine in GRADIO_SERVER_NAME"
+    )
 
 
 @pytest.mark.parametrize("port", ["0", "65536"])
