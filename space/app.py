@@ -235,7 +235,10 @@ def main() -> None:
     page = build(arguments.checkpoint)
     try:
         page.launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
-    except OSError:  # Gradio takes an address that is not this machine's for a port in use
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        # Gradio takes an address that is not this machine's for a port in use.
         address = os.environ.get("GRADIO_SERVER_NAME")
         sys.exit(
             f"error: nothing can be served on port {arguments.port}{f' of {address}' if address else ''}; give another "

@@ -150,6 +150,7 @@ def test_the_optimizer_keeps_nothing_of_what_is_frozen(optimizer, trained):
     made = config(base.phase(1, 1e-2, trained))
     made.optimizer.name = optimizer
     state = take(made, 1, 1)[2]
+    # Muon's own three coefficients are of no parameter.
     names = [name for name, leaf in checkpoint.to_arrays(state.opt_state).items() if leaf.size > 3]
     parts = {part for part in ("stem", "stage1", "stage2", "head") if any(f"/{part}/" in name for name in names)}
     assert parts == {"head", "stage2"} - ({"stage2"} if trained == "head" else set()), names
