@@ -9,7 +9,11 @@
 The official test folder is left as it is, also where it is the whole source (--source chest_xray/test); everything else
 is pooled, files that show the same picture are merged, and about 12 % of the patients of each class are held out for
 validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv. Running it again gives
-the same splits. Prepared films that are cited otherwise are not replaced.
+the same splits. Prepared films are not replaced by some that are cited otherwise, or that lack a split they have.
+
+Which films are of one patient is told by their names: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
+NORMAL2-IM-0115-0001 (normal films alone), BACTERIA-12-3, VIRUS-12-3 and NORMAL-12-3 are of the patient whom all but the
+last number names. A film of any other name counts as of a patient of its own.
 """
 
 from __future__ import annotations

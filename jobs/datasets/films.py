@@ -124,17 +124,22 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
 def spare_others(builder: type[FilmBuilder], data_dir: Path, citation: str) -> None:
     """Raises JobError where `write` would replace films that are cited otherwise."""
-    folder = data_dir / builder.name / str(builder.VERSION)
-    try:
-        older = tfds.builder_from_directory(str(folder)).info.metadata
-        source, cited = older["source"], older["citation"]
-    except Exception:  # whatever TFDS says of none, or of a damaged one: nothing is lost with it
-        return
-    if cited != citation:
+    older = _older(builder, data_dir)
+    if older and older.metadata["citation"] != citation:
         raise JobError(
-            f"{data_dir} holds prepared films of another source ({source!r}; {cited}), which "
-            f"would be replaced; give another --data_dir, or remove {folder.parent} where they are these films"
+            f"{data_dir} holds prepared films of another source ({older.metadata['source']!r}; "
+            f"{older.metadata['citation']}), which would be replaced; give another --data_dir, or remove "
+            f"{data_dir / builder.name} where they are these films"
         )
+
+
+def _older(builder: type[FilmBuilder], data_dir: Path) -> tfds.core.DatasetInfo | None:
+    """What is told of the prepared films that `write` would replace."""
+    try:
+        info = tfds.builder_from_directory(str(data_dir / builder.name / str(builder.VERSION))).info
+        return info if {"source", "citation"} <= info.metadata.keys() else None
+    except Exception:  # whatever TFDS says of none, or of a damaged one: nothing is lost with it
+        return None
 
 
 def write(
@@ -155,8 +160,18 @@ def write(
 
     Returns:
       The folder of the dataset.
+
+    Raises:
+      JobError: the older one has a split that this has not.
     """
     filled = {split: films for split, films in splits.items() if films}
+    older = _older(builder, data_dir)
+    if older and (lost := [split for split in SPLITS if split in older.splits and split not in filled]):
+        raise JobError(
+            f"{data_dir} holds prepared films with a {' and a '.join(lost)} split, which {source!r} has not: they "
+            "would be lost; give another --data_dir, or a source that holds both, or remove "
+            f"{data_dir / builder.name}"
+        )
     facts = {
         "fingerprint": fingerprint(filled),
         "storage_size": STORAGE_SIZE,

@@ -78,6 +78,21 @@ def test_preparing_again_replaces_and_leaves_nothing_behind(kaggle, tmp_path):
     assert [path.name for path in data.iterdir()] == ["chest_xray"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "lost"), [(("test",), "a train and a validation split"), (("train", "validation"), "a test split")]
+)
+def test_preparing_a_part_does_not_lose_the_rest(kaggle, tmp_path, keep, lost):
+    splits = sort(kaggle).splits
+    films.write(ChestXray, splits, tmp_path, "kaggle")
+    with pytest.raises(JobError, match=rf"films with {lost}, which 'part' has not: they would be"):
+        films.write(ChestXray, {name: splits[name] for name in keep}, tmp_path, "part")
+    assert len(films.read(tmp_path, "chest_xray", "test").labels) == 9
+    assert len(films.read(tmp_path, "chest_xray", "train").labels) == len(splits["train"])
+    films.write(ChestXray, {name: splits[name] for name in keep}, tmp_path / "alone", "part")
+    films.write(ChestXray, splits, tmp_path / "alone", "kaggle")  # which has all of it, and more
+    assert films.read(tmp_path / "alone", "chest_xray", "test").facts["source"] == "kaggle"
+
+
 def test_fingerprint_follows_labels_and_splits(kaggle):
     splits = sort(kaggle).splits
     whole = films.fingerprint(splits)
