@@ -10,7 +10,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
-from jobs.evaluation.report import APART, HELD_OUT, from_elsewhere
+from jobs.evaluation.report import HELD_OUT, from_elsewhere
 from jobs.evaluation.shifts import SHIFTS
 from jobs.evaluation.tables import between, markdown
 from model import checkpoint
@@ -278,7 +278,11 @@ def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
     if external:
         text = f"Films of another source than those of training: {measured['dataset']['citation']}. {text}"
     held_out = measured["films_are"] == HELD_OUT
-    text += "none of them in training." if held_out else f"{APART}: whether a patient is in both was not checked."
+    text += (
+        "none of them in training."
+        if held_out
+        else (f"{measured['films_are']}: whether a patient is in both was not checked.")
+    )
     if measured["split"] == "validation" and held_out:
         text += (
             " The checkpoint and the thresholds were chosen on it, which flatters the figures a little. Training, "

@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import track
 
 from jobs import whole
-from jobs.datasets.films import Split
+from jobs.datasets.films import Split, unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
 from model.gradcam import upsample
@@ -20,7 +20,9 @@ from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
 
 TRAINED_ON, HELD_OUT = "trained on", "held out"
-APART = "prepared apart from the training data"  # so nobody has checked whether a patient is in both
+# Of either of these nobody has checked whether a patient is in both.
+APART = "prepared apart from the training data"
+UNCHECKED = "held out, but perhaps not from the weights that the training began with"
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
@@ -146,10 +148,12 @@ def from_elsewhere(predictor: Predictor, facts: Mapping[str, Any]) -> bool:
 
 
 def provenance(predictor: Predictor, split: Split, split_name: str) -> str:
-    """What the films are to the model: one of TRAINED_ON, HELD_OUT and APART."""
+    """What the films are to the model: one of TRAINED_ON, HELD_OUT, APART and UNCHECKED."""
     if split.facts["fingerprint"] != predictor.meta["dataset"]["fingerprint"]:
         return APART
-    return TRAINED_ON if split_name == "train" else HELD_OUT
+    if split_name == "train":
+        return TRAINED_ON
+    return UNCHECKED if any(unchecked(meta.get("origin"), split.facts) for meta in predictor.metas) else HELD_OUT
 
 
 def pointing_game(heatmaps: np.ndarray, masks: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

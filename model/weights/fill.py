@@ -18,7 +18,9 @@ class Filled(NamedTuple):
     """A network's variables, and where they are from."""
 
     variables: dict[str, Any]  # {"params", "batch_stats"}, numpy float32
-    origin: dict[str, Any]  # JSON: the facts of the source; `new`, `left_out`, `mean` and `std`, as Converted has them
+    # JSON: the facts of the source; `new`, `left_out`, `mean` and `std`, as Converted has them; of a checkpoint out of
+    # which films it `learnt`, and its own `origin`
+    origin: dict[str, Any]
 
 
 def fill(source: Source, architecture: str, variables: Mapping[str, Any]) -> Filled:
@@ -75,5 +77,9 @@ def _own(source: Source, architecture: str, variables: Mapping[str, Any]) -> Fil
         filled = checkpoint.from_arrays(dict(variables), arrays)
     except checkpoint.CheckpointError as error:
         raise WeightsError(f"{spec}, with the options {meta['options']}: {error}") from error
+    films, held_out = meta["dataset"], meta["config"]["data"]
+    learnt = {name: films[name] for name in ("name", "fingerprint", "citation")}
+    learnt |= {name: held_out.get(name, 0) for name in ("folds", "fold")}  # 0 of a run of before there were folds
     # It may not have begun at random, either.
-    return Filled(filled, source.facts | {"new": new, "left_out": left_out, "origin": meta.get("origin")})
+    before = {"learnt": learnt, "origin": meta.get("origin")}
+    return Filled(filled, source.facts | {"new": new, "left_out": left_out} | before)

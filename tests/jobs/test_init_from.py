@@ -11,7 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import base
-from jobs.evaluation import cards
+from jobs import JobError
+from jobs.datasets import films
+from jobs.datasets.phantom.builder import Phantom, film
+from jobs.evaluation import cards, report
 from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -180,3 +183,28 @@ def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     other.model.architecture, other.model.options = "vgg", type(other)(OPTIONS)
     with pytest.raises(WeightsError, match="is a cnn, vgg is needed"):
         train(other, tmp_path / "other")
+
+
+def test_films_that_earlier_weights_may_know_are_not_said_to_be_held_out(phantom_data, tmp_path):
+    """The run before it, or one before that, learnt films of the same source that were prepared apart."""
+    splits = {"train": [film(index) for index in range(290, 338)], "validation": [film(index) for index in range(12)]}
+    films.write(Phantom, splits, tmp_path / "data", "phantom")
+    held_out = films.read(phantom_data, "phantom", "validation")
+    assert set(held_out.names) < {one.name for one in splits["train"]}  # of which nobody is told
+
+    def made(data_dir, before, **changes):
+        return config(data_dir, epochs=1, init_from=str(tmp_path / before) if before else "", **changes)
+
+    def said(name):
+        return report.provenance(Predictor.open(tmp_path / name), held_out, "validation")
+
+    train(made(phantom_data, ""), tmp_path / "straight")
+    assert "not checked" not in train(made(phantom_data, "straight"), tmp_path / "alike")
+    assert said("alike") == report.HELD_OUT
+    train(made(tmp_path / "data", ""), tmp_path / "first")
+    for before, name, knows in (("first", "second", "may know"), ("second", "third", "knows")):
+        printed = train(made(phantom_data, before), tmp_path / name)
+        assert "whether they know some that are held out here is not checked" in printed
+        assert said(name) == report.UNCHECKED
+        with pytest.raises(JobError, match=f"this run learns those of .* fold 0 of 2; it {knows} films that are"):
+            train(made(phantom_data, before, **{"data.folds": 2}), tmp_path / "fold")
