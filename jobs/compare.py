@@ -5,7 +5,8 @@
 Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
 An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
-than six patients are decided differently their number is told instead: all of five may favour one side by chance.
+than six patients are decided differently their number is told instead: all of five may favour one side by chance. Of
+films of fewer than six patients no interval is told.
 Of so many figures about one in twenty is marked where nothing differs, so choose the one to go by before you look.
 """
 
@@ -17,12 +18,12 @@ import numpy as np
 
 from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
+from jobs.evaluation.intervals import enough
 from jobs.evaluation.predictions import Predictions
 from jobs.evaluation.tables import between
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
-LEAST = 6  # patients decided differently: if all of five favour one side, p = .06 in a sign test
 
 
 def main(arguments: list[str]) -> None:
@@ -69,8 +70,8 @@ def table(first: Predictions, second: Predictions) -> str:
             continue
         interval = value["interval"]
         mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
-        if mark and name in differing and (count := len(set(patients[differing[name]]))) < LEAST:
-            mark = f"  {count} patients decided differently"
+        if mark and name in differing and not enough(differ := patients[differing[name]]):
+            mark = f"  {len(set(differ))} patients decided differently"
         lines.append(f"{name:>24}  {value['difference']:+.4f}  {between(interval, '+.4f')}{mark}")
     for name, right in (
         ("three classes", [decided == labels for decided in (one, other)]),

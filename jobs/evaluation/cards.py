@@ -111,7 +111,8 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     whole, mirrored = measured["shifts"]["as it is"], views["mirrored"]
     change = mirrored["binary_accuracy"]["change"]
     low, high = change["interval"] or (-1.0, 1.0)  # too few patients for an interval: it could be anything
-    if low >= -MARGIN:
+    # Where nothing is lost on films of n patients, it may be with 3 in n (Hanley and Lippman-Hand 1983).
+    if low >= -MARGIN and measured["patients"] >= 3 / MARGIN:
         trust = f"so less than {100 * MARGIN:.0f} are lost"
     elif high < 0:
         trust = "so do not trust the answer to a mirrored one"

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from jobs.evaluation import metrics
-from jobs.evaluation.intervals import BIASED, cluster_weights, holding, mirrored, percentile
+from jobs.evaluation.intervals import BIASED, cluster_weights, enough, holding, mirrored, percentile
 
 
 class McNemar(NamedTuple):
@@ -89,7 +89,7 @@ def differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patie
 
     Returns:
       Nested as `metrics.measure`; each figure is {"difference", "interval"}, None where it is undefined; the interval
-      is None where there are too few patients for one.
+      is None where there are too few patients for one, as `intervals.estimate` says.
     """
     weights = np.concatenate([np.ones((1, len(labels))), cluster_weights(patients)])
     one, other = (metrics.measure(labels, probabilities, weights) for probabilities in (first, second))
@@ -109,6 +109,6 @@ def differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patie
             interval = holding(difference, turned, a[1:] - b[1:])
         else:
             interval = percentile(a[1:] - b[1:])
-        return {"difference": difference, "interval": interval}
+        return {"difference": difference, "interval": interval if enough(patients) else None}
 
     return subtract(one, other)

@@ -15,6 +15,7 @@ from jobs.evaluation import metrics
 
 RESAMPLES = 2000
 LEVEL = 0.95
+LEAST = 6  # patients that an interval or a finding hangs on: if all of five agree, p = .06 in a sign test
 BIASED = ("ece", "ece_equal_mass")  # chance alone makes them larger, and a resample adds to it
 
 
@@ -24,6 +25,11 @@ def cluster_weights(patients: Sequence[str], resamples: int = RESAMPLES, seed: i
     count = cluster.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn[:, cluster].astype(float)
+
+
+def enough(patients: Sequence[str]) -> bool:
+    """Whether so many differ that a resample of them tells what chance may do."""
+    return len(set(patients)) >= LEAST
 
 
 def percentile(values: np.ndarray) -> list[float] | None:
@@ -79,13 +85,12 @@ def estimate(
 
     Returns:
       Two trees nested as `figures`: float, and [low, high]; None where a figure is undefined, and for an interval
-      where there are too few patients for one: a single one, or as `percentile` says.
+      where there are too few patients for one: fewer than LEAST, or as `percentile` says.
     """
     weights = np.concatenate([np.ones((1, len(patients))), cluster_weights(patients)])
     measured = figures(weights)
     values = metrics.each(measured, lambda figure: float(figure[0]) if np.isfinite(figure[0]) else None)
-    alone = len(set(patients)) < 2  # of what chance may do, nothing is known
-    return values, metrics.each(values, lambda _: None) if alone else _bounds(measured)
+    return values, _bounds(measured) if enough(patients) else metrics.each(values, lambda _: None)
 
 
 def _bounds(measured: dict[str, Any]) -> dict[str, Any]:

@@ -93,12 +93,14 @@ def test_the_card_claims_no_more_than_is_known(reported):
     measured["shifts"]["as it is"]["refused"] = {"value": 0.01, "interval": [0.0, 0.02]}
     mirrored = measured["shortcuts"]["views"]["mirrored"]
     mirrored["refused"] = {"value": 0.05, "interval": [0.03, 0.08]}
-    for interval, told in (
-        ([-0.04, -0.01], "(-4.0 to -1.0), so do not trust the answer to a mirrored one."),
-        ([-0.019, -0.001], "(-1.9 to -0.1), so less than 2 are lost."),
-        ([-0.04, 0.0], "(-4.0 to +0.0), which leaves open whether more than 2 are lost."),
-        (None, "which leaves open whether more than 2 are lost."),
+    for interval, patients, told in (
+        ([-0.04, -0.01], 150, "(-4.0 to -1.0), so do not trust the answer to a mirrored one."),
+        ([-0.019, -0.001], 150, "(-1.9 to -0.1), so less than 2 are lost."),
+        ([0.0, 0.0], 149, "(+0.0 to +0.0), which leaves open whether more than 2 are lost."),
+        ([-0.04, 0.0], 150, "(-4.0 to +0.0), which leaves open whether more than 2 are lost."),
+        (None, 150, "which leaves open whether more than 2 are lost."),
     ):
+        measured["patients"] = patients
         change = {"value": -0.01, "interval": interval}
         mirrored["binary_accuracy"] = {"value": 0.95, "interval": [0.94, 0.98], "change": change}
         text = cards.card(predictor, measured, reported / "report")

@@ -97,8 +97,8 @@ def test_what_is_never_defined_has_no_interval():
     assert percentile(np.array([np.nan, np.nan])) is None
     assert percentile(np.array([np.nan, *[1.0] * 39])) == [1.0, 1.0]
     assert percentile(np.array([np.nan, *[1.0] * 38])) is None
-    found = intervals(np.zeros(4, int), np.full((4, 3), 1 / 3), list("abcd"))
-    assert found["auroc"] is None and found["classes"]["viral"]["sensitivity"] is None
+    found = intervals(np.zeros(6, int), np.full((6, 3), 1 / 3), list("abcdef"))
+    assert found["accuracy"] and found["auroc"] is None and found["classes"]["viral"]["sensitivity"] is None
 
 
 def few(of_viral):
@@ -120,12 +120,18 @@ def test_a_class_of_too_few_patients_has_no_interval():
             assert found["balanced_accuracy"] == pytest.approx([2 / 3, 2 / 3])
 
 
-def test_one_patient_alone_has_no_interval():
-    labels, probabilities = answers(1, count=6)
-    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights), ["p"] * 6)
-    assert values["accuracy"] is not None and bounds["accuracy"] is None
-    assert bounds["binary"]["auroc"] is None
-    assert "(too few patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
+def test_films_of_fewer_than_six_patients_have_no_interval():
+    labels, probabilities = answers(1, count=30)
+    other = probabilities[::-1]
+    for count in (1, 2, 5, 6):
+        patients = [str(film % count) for film in range(30)]
+        values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights), patients)
+        found = comparison.differences(labels, probabilities, other, patients)
+        known = {bounds["accuracy"] is not None, bounds["binary"]["auroc"] is not None, bounds["ece"] is not None}
+        known |= {found[name]["interval"] is not None for name in ("accuracy", "log_loss", "ece")}
+        assert known == {count == 6} and values["accuracy"] and found["log_loss"]["difference"]
+        said = "(too few patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
+        assert said == (count < 6)
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def test_heat_outside_the_centre():
     assert examine.heat_outside(middle, even[0], who[:1])["share"] == 0
     assert examine.heat_outside(corner, even[0], who[:1])["share"] == 1  # a seventh is less than the margin
     assert examine.heat_outside(np.zeros((1, 7, 7)), even[0], who[:1])["share"] is None
-    found = examine.heat_outside(np.stack([middle[0], corner[0]]), middle[0], who)
-    assert found == {"share": 0.5, "interval": [0.0, 1.0], "of_a_flat_map": 0.0}
+    found = examine.heat_outside(np.repeat([middle[0], corner[0]], 3, axis=0), middle[0], list("abcdef"))
+    assert found == {"share": 0.5, "interval": pytest.approx([1 / 6, 5 / 6]), "of_a_flat_map": 0.0}
 
 
 def test_what_is_seen_is_the_middle(predictor):

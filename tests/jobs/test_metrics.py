@@ -101,16 +101,17 @@ def test_wrong_input_is_named(labels, probabilities, message):
 
 
 def test_table_shows_every_figure_with_its_interval():
-    found = intervals(LABELS, PROBABILITIES, ["a", "b", "c", "d"])
-    lines = metrics.table(metrics.score(LABELS, PROBABILITIES), found).splitlines()
+    labels, probabilities = np.tile(LABELS, 2), np.tile(PROBABILITIES, (2, 1))
+    found = intervals(labels, probabilities, list("abcdefgh"))
+    lines = metrics.table(metrics.score(labels, probabilities), found).splitlines()
     low, high = (100 * edge for edge in found["accuracy"])
     assert f"                accuracy   75.0 %  ({low:.1f} to {high:.1f})" in lines
     low, high = found["log_loss"]
     assert any(line.endswith(f"({low:.4f} to {high:.4f})") and "log loss" in line for line in lines)
     assert [line for line in lines if "films" in line][1:] == [
-        "normal, 2 films",
-        "bacterial, 1 films",
-        "viral, 1 films",
+        "normal, 4 films",
+        "bacterial, 2 films",
+        "viral, 2 films",
     ]
 
 
