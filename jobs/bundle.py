@@ -14,6 +14,7 @@ has none until it is calibrated itself.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
 
     Raises:
       CheckpointError: nothing in a source can be loaded, or its members are no ensemble.
-      JobError: `out` holds something that is no bundle, or one of the sources.
+      JobError: a network is there twice, or `out` holds something that is no bundle, or one of the sources.
     """
     loaded = [
         checkpoint.load(folder, "latest" if latest else "best")
@@ -54,6 +55,12 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     if len(sources) == 1 and not latest:  # what was calibrated is the best
         calibration = Calibration.read(sources[0], [checkpoint.weights_digest(member.meta) for member in loaded])
     Predictor(loaded)  # or it could not be opened
+    times = Counter(checkpoint.weights_digest(member.meta) for member in loaded)
+    if twice := next((digest for digest, count in times.items() if count > 1), None):
+        raise JobError(
+            f"{times[twice]} of the {len(loaded)} networks are one and the same (weights {twice[:12]}), whose mean "
+            "says no more than it alone; give each --checkpoint once"
+        )
     # What is no part of a bundle was put there by somebody; it is not ours to replace.
     strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
     within = [source for source in sources if out.resolve() in (source.resolve(), *source.resolve().parents)]

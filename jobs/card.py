@@ -34,6 +34,7 @@ def main() -> None:
     if predictor.calibration is None:
         raise JobError(
             f"{directory} is not calibrated; do that first: python jobs/calibrate.py --checkpoint {directory}"
+            + (" (of a cross-validation, one of its members)" if len(predictor.metas) > 1 else "")
         )
     folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
     folder, measured = _report(predictor, directory, folders)

@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> None:
     if missing := set(first.names) ^ set(second.names):
         raise JobError(different.format(f"{len(missing)} films are in one alone, such as {min(missing)}"))
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
-        if list(one) != list(other):
-            raise JobError(different.format(f"their {what} differ"))
+        if differing := [name for name, a, b in zip(first.names, one, other, strict=True) if a != b]:
+            raise JobError(different.format(f"their {what} differ in {len(differing)} films, such as {differing[0]}"))
     if len(set(first.patients)) < 2:
         raise JobError(
             f"all {len(first.names)} films are of one patient, {first.patients[0]}; what chance may do is told by how "

@@ -26,7 +26,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 BAR_SPREAD = 6  # gray values, of 255, within a row or column of a bar: JPEG leaves a few
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own bound is lower, and it would warn of what is read here
+Image.MAX_IMAGE_PIXELS = None  # `decode` has a bound of its own, which says how many there are and does not warn
 
 
 class ImageRefused(ValueError):
@@ -84,8 +84,6 @@ def decode(data: bytes) -> Decoded:
             return Decoded(_without_bars(pixels), *upright.size, image.mode, _chroma(upright))
     except ImageRefused:
         raise
-    except Image.DecompressionBombError as error:
-        raise ImageRefused(f"image is too large: at most {MAX_PIXELS:,} pixels are read; scale it down") from error
     except UnidentifiedImageError as error:
         raise ImageRefused(
             "not a PNG, JPEG, WebP, TIFF or BMP image; save it as one of these, or unpack what it is packed in"

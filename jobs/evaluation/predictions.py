@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,12 +57,16 @@ def read(path: Path) -> Predictions:
             if absent := {"name", "patient", "label", *CLASSES} - set(reader.fieldnames or ()):
                 raise ValueError(f"no column {', '.join(sorted(absent))}; columns are parted by commas")
             rows = sorted(reader, key=lambda row: row["name"])
+        if not rows:
+            raise ValueError("no row below the names of the columns")
         names = [row["name"] for row in rows]
-        if not rows or len(set(names)) < len(names):
-            raise ValueError(f"{len(rows)} rows of {len(set(names))} films")
+        if twice := next((one for one, other in itertools.pairwise(names) if one == other), None):
+            raise ValueError(f"{len(rows)} rows of {len(set(names))} films: {twice} is there more than once")
         patients = [row["patient"] for row in rows]
         if without := sum(not patient for patient in patients):
             raise ValueError(f"{without} of {len(rows)} rows name no patient")
+        if other := next((row for row in rows if row["label"] not in CLASSES), None):
+            raise ValueError(f"{other['name']} is labelled {other['label']!r}; {', '.join(CLASSES)} are known")
         labels = np.array([CLASSES.index(row["label"]) for row in rows])
         probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
         metrics.check(labels, probabilities)

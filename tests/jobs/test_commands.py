@@ -309,9 +309,10 @@ def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp
     assert Predictor.open(tmp_path / "again").calibration.weights == Predictor.open(out).weights  # rounded already
 
 
-def test_several_make_an_ensemble_that_is_calibrated_as_one(run, bundle, phantom_data, tmp_path):
-    out = tmp_path / "ensemble"
-    said = done(job("bundle", "--checkpoint", run, "--checkpoint", bundle, "--out", out))
+def test_several_make_an_ensemble_that_is_calibrated_as_one(run, phantom_data, tmp_path):
+    out, rounded = tmp_path / "ensemble", tmp_path / "rounded"
+    done(job("bundle", "--checkpoint", run, "--out", rounded, "--dtype", "bfloat16"))
+    said = done(job("bundle", "--checkpoint", run, "--checkpoint", rounded, "--out", out))
     assert f"not calibrated; next: python jobs/calibrate.py --checkpoint {out}" in said
     done(job("calibrate", "--checkpoint", out, "--data_dir", phantom_data, "--prior", "0.6,0.25,0.15"))
     predictor = Predictor.open(out)
@@ -382,6 +383,13 @@ def test_networks_of_different_data_are_not_bundled(run, tmp_path):
         writer.save(1, best.variables, other, score=0.5)
     result = job("bundle", "--checkpoint", run, "--checkpoint", tmp_path / "other", "--out", tmp_path / "out")
     assert result.returncode == 1 and "dataset is phantom (111111111111); phantom (" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_is_bundled_once(run, tmp_path):
+    result = job("bundle", "--checkpoint", run, "--checkpoint", run, "--out", tmp_path / "out")
+    digest = checkpoint.weights_digest(checkpoint.load(run).meta)[:12]
+    assert result.returncode == 1 and f"2 of the 2 networks are one and the same (weights {digest})" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -292,7 +292,7 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
         compare.main([str(a), str(tmp_path / "empty.csv")])
     with a.open("a") as file:
         file.write("film0000,p0,normal,1,0,0\n")
-    with pytest.raises(JobError, match="a.csv holds no predictions .301 rows of 300 films"):
+    with pytest.raises(JobError, match="predictions .301 rows of 300 films: film0000 is there more than once"):
         compare.main([str(a), str(a)])
     off = write(tmp_path / "off.csv", labels, np.full((300, 3), 0.9))
     with pytest.raises(JobError, match="off.csv holds no predictions .a row of probabilities is 1.7 off a sum of 1"):
@@ -303,8 +303,11 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     compare.main([str(a), str(marked)])
     assert "DeLong, pneumonia" in capsys.readouterr().out
     others = write(tmp_path / "others.csv", labels, probabilities, patients=["p"] * 300)
-    with pytest.raises(JobError, match="their patients differ"):
+    with pytest.raises(JobError, match="their patients differ in 300 films, such as film0000; evaluate both"):
         compare.main([str(a), str(others)])
+    (tmp_path / "sick.csv").write_text(a.read_text().replace(",bacterial,0", ",sick,0", 1))
+    with pytest.raises(JobError, match="sick.csv .*film0.* is labelled 'sick'; normal, bacterial, viral are known"):
+        compare.main([str(a), str(tmp_path / "sick.csv")])
     with pytest.raises(JobError, match="all 300 films are of one patient, p; .* so at least two are needed"):
         compare.main([str(others), str(others)])
     nobody = write(tmp_path / "nobody.csv", labels, probabilities, patients=["p"] * 298 + ["", ""])

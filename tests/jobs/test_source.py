@@ -384,6 +384,9 @@ def test_a_zip_whose_list_of_files_is_damaged_is_refused(kaggle, tmp_path):
     archive.write_bytes(data)
     with pytest.raises(JobError, match=r"films.zip is a damaged zip file \(Bad magic number .*; fetch it again"):
         sort(archive)
+    archive.write_bytes(data[:start])
+    with pytest.raises(JobError, match=r"films.zip is a zip file that is cut short; fetch it again"):
+        sort(archive)
 
 
 def test_a_pipe_is_set_aside(kaggle):

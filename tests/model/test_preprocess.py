@@ -139,6 +139,16 @@ def test_too_many_pixels(monkeypatch):
         decode(encoded(Image.fromarray(FILM)))
 
 
+@pytest.mark.parametrize("side", [11_000, 20_000])
+@pytest.mark.filterwarnings("error")
+def test_a_picture_is_too_large_by_its_first_bytes_without_a_warning(side):
+    claimed = bytearray(encoded(Image.fromarray(FILM)))
+    claimed[16:24] = struct.pack(">II", side, side)
+    claimed[29:33] = struct.pack(">I", zlib.crc32(claimed[12:29]))
+    with pytest.raises(ImageRefused, match=f"image is {side} x {side} px; at most 100,000,000 pixels are read: scale"):
+        decode(bytes(claimed))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_cut_files_are_refused(kind, share):
