@@ -57,6 +57,11 @@ def main() -> None:
         print(f"These films are of another source than those of training: {split.facts['citation']}")
     if measured["films_are"] != report.HELD_OUT:
         print(f"These films are {measured['films_are']}: where it has seen them, the figures flatter it.")
+    if unnamed := sum(not films.named(patient) for patient in split.patients):
+        print(
+            f"{unnamed} of {len(split.patients)} films name no patient and count as of one each: where some are of one "
+            "child, the intervals are too narrow."
+        )
     print(metrics.table(measured, measured["intervals"]))
     print("\n" + decisions.table(measured) if predictor.calibration else _UNCALIBRATED)
     print("\n" + examine.table(measured) if _FULL.value else "\n--full examines shifts, shortcuts and the maps, too")

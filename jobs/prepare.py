@@ -8,8 +8,9 @@
 
 The official test folder is left as it is, also where it is the whole source (--source chest_xray/test); everything else
 is pooled, files that show the same picture are merged, and about 12 % of the patients of each class are held out for
-validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv. Running it again gives
-the same splits. Prepared films are not replaced by some that are cited otherwise, or that lack a split they have.
+validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv, and so are films that are
+kept though they are refused where they are opened to be answered: blank, coloured or far too wide. Running it again
+gives the same splits. Prepared films are not replaced by some that are cited otherwise, or that lack a split they have.
 
 Which films are of one patient is told by their names: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
 NORMAL2-IM-0115-0001 (normal films alone), BACTERIA-12-3, VIRUS-12-3 and NORMAL-12-3 are of the patient whom all but the
@@ -32,7 +33,7 @@ from jobs import UsageError, run, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
-from jobs.datasets.chest_xray.source import SetAside, Sorted, sort
+from jobs.datasets.chest_xray.source import Sorted, reasons, sort
 from jobs.datasets.phantom import builder as phantom
 from jobs.datasets.phantom.drawing import COUNT
 from jobs.datasets.splits import hold_out
@@ -84,7 +85,7 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
             soft_wrap=True,
         )
     if source != "phantom":
-        _write_quarantine(sorted_films.quarantine, data_dir / "quarantine.csv", console)
+        _write_quarantine(sorted_films, data_dir / "quarantine.csv", console)
     return folder
 
 
@@ -95,7 +96,7 @@ def _phantoms(advance) -> Sorted:
         advance(index + 1, COUNT)
     rest, test = hold_out(drawn, 0.2, "phantom test")
     train, validation = hold_out(rest, 0.15, "phantom validation")
-    return Sorted({"train": train, "validation": validation, "test": test}, [], 0)
+    return Sorted({"train": train, "validation": validation, "test": test}, [], [])
 
 
 def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
@@ -110,21 +111,30 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
     lacking = [name for label, name in enumerate(CLASSES) if test and not films.counts(test)[label]]
     if lacking:
         console.print(f"The test split has no {' and no '.join(lacking)} film; figures that need some are not defined.")
-    if sorted_films.unknown_patients:
+    patients = [film.patient for split in sorted_films.splits.values() for film in split]
+    if unnamed := sum(not films.named(patient) for patient in patients):
         console.print(
-            f"{sorted_films.unknown_patients} files name no patient; each counts as a patient of its own, so films "
-            "of one child may stand on both sides of the split.",
+            f"{unnamed} of {len(patients)} films name no patient (--help says how names do); each counts as of one of "
+            "its own, so films of one child may stand on both sides of a split, and make intervals too narrow.",
+            soft_wrap=True,
+        )
+    if sorted_films.objected:
+        common = reasons(sorted_films.objected)[:3]
+        told = "; ".join(f"{count} as {entry.file}: {entry.detail}" for entry, count in common)
+        console.print(
+            f"{len(sorted_films.objected)} films are kept that predict.py and the page refuse to answer: {told}",
             soft_wrap=True,
         )
     console.print(f"Written to {folder}", soft_wrap=True)
 
 
-def _write_quarantine(quarantine: list[SetAside], path: Path, console: Console) -> None:
+def _write_quarantine(sorted_films: Sorted, path: Path, console: Console) -> None:
     with whole(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "split", "reason", "detail"))
-        writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in quarantine)
-    aside = Counter(entry.reason for entry in quarantine)
+        entries = sorted_films.quarantine + sorted_films.objected
+        writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in entries)
+    aside = Counter(entry.reason for entry in sorted_films.quarantine)
     reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
     console.print(f"Set aside: {reasons} (see {path})", soft_wrap=True)
 

@@ -45,6 +45,11 @@ class Film:
         return hashlib.sha256(self.png).hexdigest()
 
 
+def named(patient: str) -> bool:
+    """Whether the name of a film told of whom it is; else its class and its file stand for that, a slash in between."""
+    return "/" not in patient
+
+
 def png(pixels: np.ndarray) -> bytes:
     """(H, W) uint8 -> a grayscale PNG file."""
     buffer = io.BytesIO()

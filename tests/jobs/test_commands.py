@@ -1,6 +1,7 @@
 """The commands as a person types them, one after the other, on a small source of real files."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from jobs.evaluation import fit
 from jobs.training.augment import views
 from model import checkpoint
 from model.predictor import Predictor
-from tests.conftest import jpeg
+from tests.conftest import jpeg, put
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -129,10 +130,16 @@ def test_a_mistyped_config_is_a_usage_error(flag, message):
 def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path):
     (kaggle / "train/NORMAL/IM-0990-0001.jpeg").write_bytes(jpeg(1)[:500])
     shutil.copytree(kaggle / "test/NORMAL", tmp_path / "healthy/test/NORMAL")
+    put(tmp_path, "healthy/test/NORMAL/of nobody.jpeg", jpeg(2, size=(300, 64)))
     out = done(job("prepare", "--source", tmp_path / "healthy", "--data_dir", tmp_path / "healthy_data"))
+    assert "1 of 4 films name no patient (--help says how names do); each counts as of one of its own, so" in out
+    assert "1 films are kept that predict.py and the page refuse to answer: 1 as test/NORMAL/of nobody.jpeg: the" in out
+    listed = (tmp_path / "healthy_data/quarantine.csv").read_text().splitlines()
+    assert listed[1].startswith("test/NORMAL/of nobody.jpeg,test,kept,the picture is 4.69 times")
     assert "The test split has no bacterial and no viral film; figures that need some are not defined." in out
     shutil.rmtree(kaggle / "test")
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
+    assert "no patient" not in out and "refuse" not in out
     assert "absent" in out and "The source has no test split" in out and "Set aside: 1 unreadable" in out
     rows = list(csv.DictReader((tmp_path / "data/quarantine.csv").open()))
     assert rows[0]["file"] == "train/NORMAL/IM-0990-0001.jpeg" and rows[0]["reason"] == "unreadable"
@@ -198,12 +205,23 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     assert measured["count"] == 12 and sum(map(sum, measured["confusion_matrix"])) == 12
     assert measured["pointing_game"].keys() == {"normal", "bacterial", "viral"}
     assert measured["films_are"] == "held out" and "gradcam peaks inside the lesion\n" in out
+    assert "no patient" not in out and "apart" not in out
     low, high = measured["intervals"]["pointing_game"]["bacterial"]
     assert low <= measured["pointing_game"]["bacterial"] <= high
     rows = list(csv.DictReader((tmp_path / "out/predictions.csv").open()))
     assert list(rows[0]) == ["name", "patient", "label", "normal", "bacterial", "viral", "refused"]
     right = [max(("normal", "bacterial", "viral"), key=lambda name: float(row[name])) == row["label"] for row in rows]
     assert np.mean(right) == pytest.approx(measured["accuracy"])
+
+
+def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
+    drawn = [film(index) for index in range(600, 608)]
+    drawn[0] = dataclasses.replace(drawn[0], patient="test/normal/a")
+    write(Phantom, {"test": drawn}, tmp_path / "data", "phantom")
+    paths = ("--data_dir", tmp_path / "data", "--out", tmp_path / "out")
+    out = done(job("evaluate", "--checkpoint", run, "--split", "test", *paths))
+    assert "These films are prepared apart from the training data: where it has seen them, the figures flatter" in out
+    assert "1 of 8 films name no patient and count as of one each: where some are of one child, the intervals" in out
 
 
 def test_evaluate_says_which_split_is_absent(run, tmp_path):

@@ -6,11 +6,12 @@ import zipfile
 from collections import Counter
 
 import pytest
+from PIL import Image
 
 from jobs import JobError
 from jobs.datasets.chest_xray import audit
 from jobs.datasets.chest_xray.source import sort
-from jobs.datasets.films import counts
+from jobs.datasets.films import counts, named
 from tests.conftest import anew, jpeg, put
 
 
@@ -23,8 +24,8 @@ def test_kaggle_layout(kaggle):
     pooled = found.splits["train"] + found.splits["validation"]
     assert counts(pooled) == Counter({0: 11, 1: 21, 2: 10})
     assert counts(found.splits["test"]) == Counter({0: 3, 1: 3, 2: 3})
-    assert found.quarantine == []
-    assert found.unknown_patients == 0
+    assert found.quarantine == found.objected == []
+    assert all(named(film.patient) for films in found.splits.values() for film in films)
     assert counts(found.splits["validation"]).keys() == {0, 1, 2}
 
 
@@ -82,7 +83,7 @@ def test_three_folders(tmp_path, names):
     found = sort(tmp_path)
     assert counts(found.splits["train"] + found.splits["validation"]) == Counter({0: 4, 1: 4, 2: 4})
     assert "test" not in found.splits
-    assert found.unknown_patients == 12
+    assert not any(named(film.patient) for films in found.splits.values() for film in films)
     # The same file name in three folders is three films.
     assert len({film.name for films in found.splits.values() for film in films}) == 12
 
@@ -159,6 +160,23 @@ def test_what_is_set_aside(kaggle):
     assert reasons["train/NORMAL/IM-0779-0001.jpeg"][1].startswith("not a PNG, JPEG, WebP, TIFF or BMP image")
     assert "20 x 20 px; at least 64 x 64" in reasons["train/NORMAL/IM-0780-0001.jpeg"][1]
     assert len(reasons) == 11
+
+
+def test_films_that_no_one_would_answer_are_kept_and_told(kaggle):
+    for name in ("IM-0990-0001", "IM-0992-0001"):  # the second is a copy, which is set aside
+        Image.new("L", (90, 90), 8).save(kaggle / f"train/NORMAL/{name}.jpeg")
+    put(kaggle, "test/NORMAL/IM-0991-0001.jpeg", jpeg(6003, size=(300, 64)))
+    found = sort(kaggle)
+    assert {(entry.file, entry.split, entry.reason) for entry in found.objected} == {
+        ("train/NORMAL/IM-0990-0001.jpeg", "train+val", "kept"),
+        ("test/NORMAL/IM-0991-0001.jpeg", "test", "kept"),
+    }
+    assert {entry.detail[:38] for entry in found.objected} == {
+        "the picture is blank, or nearly so; se",
+        "the picture is 4.69 times as long as w",
+    }
+    names = {film.name for films in found.splits.values() for film in films}
+    assert {"IM-0990-0001.jpeg", "IM-0991-0001.jpeg"} < names and len(found.quarantine) == 1
 
 
 def test_copies_merge_and_bring_their_patients_together(kaggle):
@@ -301,7 +319,8 @@ def test_a_patient_is_spelled_one_way_and_counted_in_one_series(kaggle):
     patients = {film.name: film.patient for films in found.splits.values() for film in films}
     assert patients["PERSON3_BACTERIA_900.JPEG"] == "person3_bacteria"
     assert patients["im-0004-0002.jpeg"] == "IM-0004"
-    assert patients["train/bacterial/IM-0004-0001.jpeg"] == "bacterial/IM-0004-0001" and found.unknown_patients == 1
+    assert patients["train/bacterial/IM-0004-0001.jpeg"] == "bacterial/IM-0004-0001"
+    assert [patient for patient in patients.values() if not named(patient)] == ["bacterial/IM-0004-0001"]
 
 
 @pytest.mark.parametrize("test", ["Testing", "TEST SET", "tests", "test_data"])

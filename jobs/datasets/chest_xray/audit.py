@@ -18,6 +18,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from jobs import JobError
 from jobs.datasets.chest_xray.source import SetAside, read, reasons, split_folder
+from jobs.datasets.films import named
 from jobs.datasets.splits import patient_groups
 from jobs.evaluation import metrics
 from jobs.evaluation.intervals import estimate
@@ -48,7 +49,6 @@ class Contents(NamedTuple):
 
     images: list[Image]
     copies: int  # second copies of a file in the same split under the same name, as nested archives hold; not in images
-    unknown_patients: int  # images whose name names no patient: each counts as a patient of its own
     set_aside: list[SetAside]  # what is no image of a known class
 
 
@@ -72,20 +72,19 @@ def collect(source: Path, advance: Callable[[int, int], None] = lambda done, tot
       JobError: the source is neither, or holds no image of a known class.
     """
     images: dict[Hashable, Image] = {}
-    copies = unknown_patients = 0
+    copies = 0
     set_aside = []
     for file, outcome in read(source, advance):
         if isinstance(outcome, SetAside):
             set_aside.append(outcome)
             continue
-        film, known = outcome
+        film, _ = outcome
         folder = split_folder(file.path) or NO_FOLDER
         key = (folder, PurePosixPath(file.path).name, film.label, film.sha256)
         if key in images:
             copies += 1
             continue
-        patient = film.patient if known else file.path
-        unknown_patients += not known
+        patient = film.patient if named(film.patient) else file.path
         size = len(file.data)
         images[key] = Image(
             file.path, folder, film.label, patient, film.sha256, film.content, film.mode, film.width, film.height, size
@@ -96,7 +95,7 @@ def collect(source: Path, advance: Callable[[int, int], None] = lambda done, tot
             f"0 of the {len(set_aside)} files of {source} are images of a known class{why}; "
             "give the folder or zip that holds NORMAL and PNEUMONIA, or bacterial, normal and viral"
         )
-    return Contents(list(images.values()), copies, unknown_patients, set_aside)
+    return Contents(list(images.values()), copies, set_aside)
 
 
 def person(image: Image) -> str:

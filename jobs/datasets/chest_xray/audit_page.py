@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
 from jobs.datasets.chest_xray.source import reasons
+from jobs.datasets.films import named
 from jobs.evaluation.tables import between, markdown
 from model.labels import CLASSES
 
@@ -23,8 +24,8 @@ def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> st
     blocks = [f"# {source.name}: {len(images):,} images of {patients:,} patients"]
     if contents.copies:
         blocks.append(f"{contents.copies:,} files repeat another of their split, name and all; they count once.")
-    if contents.unknown_patients:
-        blocks.append(f"{contents.unknown_patients:,} images name no patient; each counts as a patient of its own.")
+    if unnamed := sum(not named(image.patient) for image in images):
+        blocks.append(f"{unnamed:,} images name no patient; each counts as a patient of its own.")
     blocks += ["## Images (patients)", markdown(_counts(images))]
     blocks += ["## Patients", markdown(_patients(images)), *_leaks(images)]
     blocks += [

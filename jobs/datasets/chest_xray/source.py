@@ -21,6 +21,7 @@ from jobs.datasets.chest_xray.files import File, files
 from jobs.datasets.films import Film, counts, png
 from jobs.datasets.splits import hold_out, patient_groups
 from model.labels import BACTERIAL, CLASSES, NORMAL, VIRAL
+from model.outliers import objection
 from model.preprocess import ImageRefused, decode, resize
 
 VALIDATION_FRACTION = 0.12  # of the patients of each class
@@ -49,11 +50,11 @@ _PATIENT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class SetAside:
-    """A file that is in no split, and why."""
+    """A file that is in no split, and why; or one that is, though it is refused where it is opened to be answered."""
 
     file: str
     split: str
-    reason: str  # unreadable | unlabelled | tested | duplicate | conflicting
+    reason: str  # unreadable | unlabelled | tested | duplicate | conflicting | kept
     detail: str
 
 
@@ -63,7 +64,7 @@ class Sorted:
 
     splits: dict[str, list[Film]]
     quarantine: list[SetAside]
-    unknown_patients: int  # films whose name names no patient: each counts as a patient of its own
+    objected: list[SetAside]  # what speaks against films that are in the splits all the same
 
 
 def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Sorted:
@@ -81,30 +82,33 @@ def sort(source: Path, advance: Callable[[int, int], None] = lambda done, total:
     """
     pools: dict[str, list[Film]] = defaultdict(list)
     quarantine: list[SetAside] = []
-    unknown_patients = 0
+    objected: list[SetAside] = []
     for file, outcome in read(source, advance):
         if isinstance(outcome, SetAside):
             quarantine.append(outcome)
             continue
-        film, known = outcome
+        film, against = outcome
         pools[_split(file.path)].append(film)
-        unknown_patients += not known
+        if against:
+            objected.append(SetAside(file.path, _split(file.path), "kept", against))
     quarantine += _tested(pools)
     quarantine += _conflicts(pools)
     quarantine += _duplicates(pools)
     _check(source, pools, quarantine)
+    kept = {film.name for films in pools.values() for film in films}
+    objected = [entry for entry in objected if entry.file in kept]
     # Train and validation together: cross-validation deals them anew.
     pools = {pool: _unique_names(films) for pool, films in pools.items()}
     splits = {"test": pools["test"]} if pools.get("test") else {}
     if pools.get(POOL):
         splits["train"], splits["validation"] = hold_out(pools[POOL], VALIDATION_FRACTION, SPLIT_SALT)
-    return Sorted(splits, quarantine, unknown_patients)
+    return Sorted(splits, quarantine, objected)
 
 
 def read(
     source: Path, advance: Callable[[int, int], None] = lambda done, total: None
-) -> Iterator[tuple[File, tuple[Film, bool] | SetAside]]:
-    """Each file of a source, in order of path, with its film and whether its name names a patient, or why it has none.
+) -> Iterator[tuple[File, tuple[Film, str | None] | SetAside]]:
+    """Each file of a source, in order of path, with its film and what speaks against that, or why it has none.
 
     A few files are decoded ahead, so that memory holds a few sources and not all.
 
@@ -139,8 +143,8 @@ def _split(path: str) -> str:
     return "test" if split_folder(path).startswith("test") else POOL
 
 
-def _film(file: File) -> tuple[Film, bool] | SetAside:
-    """One file -> the film and whether its name names a patient, or why it is set aside."""
+def _film(file: File) -> tuple[Film, str | None] | SetAside:
+    """One file -> the film and why it would be refused where it is to be answered, or why it is set aside."""
 
     def aside(reason: str, detail: str) -> SetAside:
         return SetAside(file.path, _split(file.path), reason, detail)
@@ -170,14 +174,13 @@ def _film(file: File) -> tuple[Film, bool] | SetAside:
         decoded = decode(file.data)
     except ImageRefused as refusal:
         return aside("unreadable", str(refusal))
-    patient = _patient(path.name, label)
-    known = patient is not None
-    # Without one, the class and the name stand for it; of the test split apart, for numbers may begin anew there.
-    patient = patient or f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
+    # Of the test split apart, for numbers may begin anew there.
+    unnamed = f"{'test/' if _split(file.path) == 'test' else ''}{CLASSES[label]}/{path.stem}"
+    patient = _patient(path.name, label) or unnamed
     digest = hashlib.sha256(file.data).hexdigest()
     square = png(resize(decoded.pixels))
     film = Film(file.path, patient, label, square, digest, decoded.width, decoded.height, decoded.mode)
-    return film, known
+    return film, objection(decoded)
 
 
 def _patient(name: str, label: int) -> str | None:
