@@ -11,9 +11,9 @@ heatmaps as PNG.
 On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
 
 With --full, also: figures on shifted copies of the films (gamma, contrast, brightness, uneven exposure, detail,
-equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, mirrored, by file series,
-brightness and size; how many pictures that are no upright chest films are refused; and whether the heat maps name what
-the model uses, follow the film, and depend on the model (shifts.png, maps.png).
+equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, mirrored, with four of those
+changes at once, by file series, brightness and size; how many pictures that are no upright chest films are refused; and
+whether the heat maps name what the model uses, follow the film, and depend on the model (shifts.png, maps.png).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -110,6 +111,7 @@ SHIFTS: Mapping[str, tuple[Shift, tuple[float, ...], float]] = {
     "rotation": (rotation, (-20, -10, 0, 10, 20), 0),
 }
 
+AT_ONCE = 4  # of SHIFTS, in `several`
 MARGIN = 0.15  # of the film's side, the width of the border
 
 
@@ -141,11 +143,24 @@ def corners_erased(film: np.ndarray) -> np.ndarray:
     return erased
 
 
+def several(film: np.ndarray) -> np.ndarray:
+    """AT_ONCE of SHIFTS one after the other, and how much of each, by the lot of the film.
+
+    A model that withstands each of them alone need not withstand them together.
+    """
+    random = np.random.default_rng(zlib.crc32(film.tobytes()))
+    for name in random.choice(list(SHIFTS), AT_ONCE, replace=False):
+        change, values, identity = SHIFTS[name]
+        film = change(film, random.choice([value for value in values if value != identity]))
+    return film
+
+
 VIEWS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "border only": border_only,
     "centre only": centre_only,
     "corners erased": corners_erased,
     "mirrored": np.fliplr,
+    "four changes at once": several,
 }
 
 

@@ -51,7 +51,7 @@ def test_views():
     film[20:30, 20:50] += 8
     assert film.mean() % 1 > 0.5
     mean = int(film.mean()) + 1
-    border, centre, corners, mirrored = (view(film) for view in shifts.VIEWS.values())
+    border, centre, corners, mirrored = (view(film) for view in list(shifts.VIEWS.values())[:4])
     middle = (slice(edge, 64 - edge),) * 2
     assert (border[middle] == mean).all() and (centre[middle] == film[middle]).all()
     np.testing.assert_array_equal(border[:edge], film[:edge])
@@ -59,6 +59,22 @@ def test_views():
     assert (corners[:16, -16:] == mean).all()
     np.testing.assert_array_equal(corners[16:48], film[16:48])
     np.testing.assert_array_equal(mirrored, film[:, ::-1])
+
+
+def test_several_changes_are_different_ones_that_change_something(monkeypatch):
+    shift = shifts.SHIFTS["brightness"][0]
+    adding = {str(place): (shift, (0, 1 << place, 2 << place), 0) for place in range(0, 12, 2)}
+    monkeypatch.setattr(shifts, "SHIFTS", adding)
+    films = [np.full((8, 8), gray, np.uint16) for gray in range(1, 60)]
+    monkeypatch.setattr(shifts, "_clipped", lambda pixels: pixels.astype(np.uint16))
+    drawn = set()
+    for film in films:
+        added = np.unique(shifts.several(film) - film)
+        parts = [int(added[0]) >> place & 3 for place in range(0, 12, 2)]
+        assert len(added) == 1 and sum(part > 0 for part in parts) == shifts.AT_ONCE and 3 not in parts
+        np.testing.assert_array_equal(shifts.several(film), shifts.several(film))
+        drawn.add(tuple(parts))
+    assert len(drawn) > 40 and shifts.VIEWS["four changes at once"] is shifts.several
 
 
 def test_every_variant_comes_once():
