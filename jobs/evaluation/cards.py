@@ -279,11 +279,8 @@ def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
     if external:
         text = f"Films of another source than those of training: {measured['dataset']['citation']}. {text}"
     held_out = measured["films_are"] == HELD_OUT
-    text += (
-        "none of them in training."
-        if held_out
-        else (f"{measured['films_are']}: whether a patient is in both was not checked.")
-    )
+    apart = f"{measured['films_are']}: whether a patient is in both was not checked."
+    text += "none of them in training." if held_out else apart
     if measured["split"] == "validation" and held_out:
         text += (
             " The checkpoint and the thresholds were chosen on it, which flatters the figures a little. Training, "
