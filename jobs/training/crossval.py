@@ -32,6 +32,7 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
 
     Raises:
       UsageError: the config holds out a fold of its own, or learns no classes.
+      JobError: the films are not prepared, or a class has fewer patients than there are folds.
     """
     if config.objective != "supervised":
         raise UsageError(
@@ -40,6 +41,8 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
         )
     if config.data.folds:
         raise UsageError(f"config.data.folds is {config.data.folds}; leave it at 0 and give --folds")
+    # More folds than can be dealt are refused before so many configs are made.
+    films.read(Path(config.data.dir), config.data.dataset, "validation", decoded=False, folds=folds)
     members = []
     for number in range(folds * seeds):
         seed, fold = divmod(number, folds)

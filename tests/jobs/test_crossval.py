@@ -135,6 +135,11 @@ def test_the_folds_are_given_to_the_command_alone(phantom_data, tmp_path):
         crossval.plan(tiny(phantom_data, **{"data.folds": 3}), tmp_path, FOLDS, SEEDS)
 
 
+def test_more_folds_than_can_be_dealt_are_refused_before_they_are_planned(phantom_data, tmp_path):
+    with pytest.raises(JobError, match=r"30 folds need 30 patients of each class, and 15 are normal; take fewer folds"):
+        crossval.plan(tiny(phantom_data), tmp_path, 30, SEEDS)
+
+
 @pytest.fixture(scope="module")
 def straight(phantom_data, tmp_path_factory):
     """A cross-validation that nobody disturbed: its folder and what it measured."""
