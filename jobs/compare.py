@@ -6,8 +6,8 @@ Prints the differences (first minus second) with 95 % intervals over resampled p
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
 An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
 than six patients are decided differently their number is told instead: all of five may favour one side by chance. Of
-films of fewer than six patients no interval is told.
-Of so many figures about one in twenty is marked where nothing differs, so choose the one to go by before you look.
+films of fewer than six patients no interval is told. Of so many figures about one in twenty is marked where nothing
+differs, so choose the one to go by before you look.
 """
 
 from __future__ import annotations
@@ -36,11 +36,6 @@ def main(arguments: list[str]) -> None:
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
         if differing := [name for name, a, b in zip(first.names, one, other, strict=True) if a != b]:
             raise JobError(different.format(f"their {what} differ in {len(differing)} films, such as {differing[0]}"))
-    if len(set(first.patients)) < 2:
-        raise JobError(
-            f"all {len(first.names)} films are of one patient, {first.patients[0]}; what chance may do is told by how "
-            "patients differ, so at least two are needed"
-        )
     print(table(first, second))
 
 

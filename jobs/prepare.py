@@ -135,8 +135,8 @@ def _write_quarantine(sorted_films: Sorted, path: Path, console: Console) -> Non
         entries = sorted_films.quarantine + sorted_films.objected
         writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in entries)
     aside = Counter(entry.reason for entry in sorted_films.quarantine)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
-    console.print(f"Set aside: {reasons} (see {path})", soft_wrap=True)
+    told = ", ".join(f"{count} {reason}" for reason, count in aside.most_common()) or "nothing"
+    console.print(f"Set aside: {told} (see {path})", soft_wrap=True)
 
 
 if __name__ == "__main__":

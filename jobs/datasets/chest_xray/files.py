@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import zipfile
 import zlib
@@ -38,8 +39,10 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
                 f"{source} is a damaged zip file ({error}); fetch it again, or give an unpacked folder"
             ) from error
         return len(names), _members(source, names)
-    if source.is_file() and _read(source)[0].startswith(b"PK"):
-        raise JobError(f"{source} is a zip file that is cut short; fetch it again, or give an unpacked folder")
+    if source.is_file():
+        with contextlib.suppress(OSError), source.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise JobError(f"{source} is a zip file that is cut short; fetch it again, or give an unpacked folder")
     raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
 
 
