@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
+from jobs.evaluation.fit import FALSE_REFUSALS, UNDECIDED
 from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import HELD_OUT, from_elsewhere
@@ -167,7 +168,7 @@ def _training(meta: dict[str, Any]) -> str:
     config = meta["config"]
     same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
     changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
-    balance = {"sampling": "a third of each class in every step", "loss": "classes weighted in the loss"}
+    balance = {"sampling": "a third of each class in every epoch", "loss": "classes weighted in the loss"}
     # Checkpoints of before there was such a field do not speak of it.
     left_out = config["data"].get("leave_out")
     metric, best = config["select"]["metric"], max if config["select"]["mode"] == "max" else min
@@ -283,8 +284,9 @@ def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
     text += "none of them in training." if held_out else apart
     if measured["split"] == "validation" and held_out:
         text += (
-            " The checkpoint and the thresholds were chosen on it, which flatters the figures a little. Training, "
-            "calibration and this report read no film of a test split."
+            " The checkpoint, the temperature and the thresholds were chosen on it, which flatters the figures a "
+            f"little: that {100 * FALSE_REFUSALS:.0f} % are refused and {100 * UNDECIDED:.0f} % left undecided is what "
+            "was asked for. Training, calibration and this report read no film of a test split."
         )
     return text
 

@@ -184,7 +184,7 @@ def measure(predictor: Predictor, images: np.ndarray, patients: Sequence[str]) -
         return np.concatenate([raw.probabilities for _, raw in predictor.ask(films)])
 
     size = images.shape[1]
-    labels = ask(images).argmax(axis=1)
+    labels = np.array([answer.probabilities for answer in predictor.predict(images)]).argmax(axis=1)
     turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
     cells = next(predictor.ask(images, min(gradcam.METHODS)))[1].heatmaps.maps.shape[-1]  # those of every method
     flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the blank border shines in

@@ -82,7 +82,7 @@ def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str,
         raise JobError(f"{len(well)} normal films and {len(ill)} of pneumonia: operating points need some of both")
     values = np.unique(pneumonia)
     # Halfway between films, or the last bit of a film's probability would decide about it.
-    candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [1.0]])
+    candidates = np.concatenate([[0.0], (values[:-1] + values[1:]) / 2, [np.nextafter(1, 2)]])
     sensitivity = 1 - np.searchsorted(ill, candidates) / len(ill)
     specificity = np.searchsorted(well, candidates) / len(well)
     balanced = float(candidates[np.argmax(sensitivity + specificity)])

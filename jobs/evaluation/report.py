@@ -78,6 +78,7 @@ def write(
     }
     refused = np.asarray([answer.decision == REFUSED for answer in answers])  # without a calibration none is
     if calibration := predictor.calibration:
+        raw_figures = metrics.score(split.labels, uncalibrated)
         before_it = intervals(split.labels, uncalibrated, split.patients)
         measured["calibration"] = {
             "sha256": calibration.sha256,
@@ -85,7 +86,7 @@ def write(
             "bias": list(calibration.bias),
             "confidence": calibration.confidence,
             "thresholds": dict(calibration.operating_points),
-            "before": {name: metrics.score(split.labels, uncalibrated)[name] for name in metrics.LOSSES},
+            "before": {name: raw_figures[name] for name in metrics.LOSSES},
             "intervals": {"before": {name: before_it[name] for name in metrics.LOSSES}},
         }
         figures, their_intervals = estimate(

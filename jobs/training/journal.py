@@ -90,7 +90,7 @@ def _line(row: dict[str, Any], epochs: int) -> str:
     return (
         f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
         f"accuracy {row['val_accuracy']:.3f}  macro-F1 {row['val_macro_f1']:.3f}  "
-        f"AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
+        f"pneumonia AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
         + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
     )
 

@@ -114,7 +114,7 @@ def test_the_card_claims_no_more_than_is_known(reported):
     assert "Training, calibration and this report read no film of a test split." in text
     assert "a film whose name tells none counts as a patient of its own." in text
     assert "CLAIM is that of 2020, with 42 items" in text
-    assert "The checkpoint and the thresholds were chosen on it" in text
+    assert "The checkpoint, the temperature and the thresholds were chosen on it" in text
     other = {"films_are": APART, "dataset": measured["dataset"] | {"citation": "Another hospital"}}
     for change in ({"split": "test"}, {"films_are": APART}, other):
         text = cards.card(predictor, measured | change, reported / "report")

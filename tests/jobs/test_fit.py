@@ -96,6 +96,12 @@ def test_the_operating_points_hold_what_they_promise():
         assert np.abs(values - threshold).min() > 0
 
 
+def test_normal_films_that_are_surely_called_ill_leave_an_operating_point():
+    probabilities = np.array([[0.0, 1.0, 0.0]] * 4 + [[0.5, 0.5, 0.0]])
+    points = fit.operating_points(np.array([0, 0, 1, 2, 1]), probabilities)
+    assert points["specific"] > 1  # so that nothing is called ill
+
+
 def test_operating_points_by_hand():
     probabilities = np.array([[0.9, 0.05, 0.05], [0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.8, 0.1, 0.1]])
     points = fit.operating_points(np.array([0, 0, 1, 2, 1]), probabilities)

@@ -228,13 +228,12 @@ def _tested(pools: dict[str, list[Film]]) -> list[SetAside]:
 
 
 def _conflicts(pools: dict[str, list[Film]]) -> list[SetAside]:
-    """Sets aside copies with different labels."""
-    labels = defaultdict(set)
-    for film in (film for films in pools.values() for film in films):
-        labels[film.sha256].add(film.label)
-        labels[film.content].add(film.label)
+    """Sets aside copies with different labels within a pool; what train and test share is for `_check` to refuse."""
     aside = []
     for pool, films in pools.items():
+        labels = defaultdict(set)
+        for film in films:
+            labels[_same(pool, film)].add(film.label)
         clash = [film for film in films if len(labels[_same(pool, film)]) > 1]
         aside += [
             SetAside(film.name, pool, "conflicting", "the same picture stands elsewhere under another class")
