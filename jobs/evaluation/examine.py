@@ -50,7 +50,7 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
                 split.patients,
             ),
         },
-        "maps": maps(predictor, split),
+        "maps": maps(predictor, split, decided),
     }
     if predictor.calibration:
         found["outliers"] = outliers(predictor, split)
@@ -235,14 +235,14 @@ def heat_outside(maps: np.ndarray, flat: np.ndarray, patients: Sequence[str]) ->
     }
 
 
-def maps(predictor: Predictor, split: Split) -> dict[str, Any]:
+def maps(predictor: Predictor, split: Split, decided: np.ndarray) -> dict[str, Any]:
     """The table over the CAM methods with its intervals, nested alike, their advantage over a blob in the middle, and
     `chosen`, the best of them; where lesions are known, with the pointing game and the share of energy inside them."""
     chosen = np.random.default_rng(0).permutation(len(split.labels))[:MAPPED_FILMS]
     films = np.asarray(split.images)[chosen]
     steps = len(gradcam.METHODS) + len(faithfulness.CONTROLS)
     patients = [split.patients[row] for row in chosen]
-    judged = faithfulness.measure(predictor, films, patients)
+    judged = faithfulness.measure(predictor, films, decided[chosen], patients)
     table = dict(track(judged, "judging the maps", total=steps, transient=True))
     if split.masks is not None:
         for method in gradcam.METHODS:

@@ -163,12 +163,15 @@ def _turned(pictures: np.ndarray) -> np.ndarray:
     return ndimage.rotate(pictures, TURN_DEGREES, axes=(-1, -2), reshape=False, order=1, mode="nearest")
 
 
-def measure(predictor: Predictor, images: np.ndarray, patients: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(
+    predictor: Predictor, images: np.ndarray, labels: np.ndarray, patients: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is known of the methods, and of the controls, film by film.
 
     Args:
       predictor: the model.
       images: (N, S, S) uint8; some hundred films are enough.
+      labels: (N,) int, the class that is decided for, whose map it is.
       patients: (N,) who each film is of.
 
     Yields:
@@ -184,7 +187,6 @@ def measure(predictor: Predictor, images: np.ndarray, patients: Sequence[str]) -
         return np.concatenate([raw.probabilities for _, raw in predictor.ask(films)])
 
     size = images.shape[1]
-    labels = np.array([answer.probabilities for answer in predictor.predict(images)]).argmax(axis=1)
     turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
     cells = next(predictor.ask(images, min(gradcam.METHODS)))[1].heatmaps.maps.shape[-1]  # those of every method
     flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the blank border shines in

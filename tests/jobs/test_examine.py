@@ -139,7 +139,12 @@ def test_what_is_seen_is_the_middle(predictor):
 def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     monkeypatch.setattr(examine, "MAPPED_FILMS", 6)
     monkeypatch.setattr(faithfulness.gradcam, "METHODS", dict(list(faithfulness.gradcam.METHODS.items())[::3]))
-    found = examine.maps(predictor, split)
+    decided = np.arange(40)[::-1] % 3
+    asked, maps = [], faithfulness._maps
+    monkeypatch.setattr(faithfulness, "_maps", lambda *of: [asked.append(of[2]), maps(*of)][1])
+    found = examine.maps(predictor, split, decided)
+    chosen = np.random.default_rng(0).permutation(40)[:6]
+    assert asked and all((labels == decided[chosen]).all() for labels in asked)  # not those of before calibration
     assert found["films"] == 6 and found["methods"].keys() == {"gradcam", "layercam", "random", "centred blob"}
     row = found["methods"]["gradcam"]
     assert list(row["cascade"]) == ["head", "stage2", "stage1", "stem"]
@@ -169,7 +174,7 @@ def test_maps_are_compared_where_the_networks_look(predictor, monkeypatch):
         return np.pad(random.random((len(images), 32, 32)), ((0, 0), (16, 16), (16, 16)))
 
     monkeypatch.setattr(faithfulness, "_maps", maps_of_nothing)
-    found = dict(faithfulness.measure(half, VARIED[:8], [*"aabbccdd"]))["gradcam"]
+    found = dict(faithfulness.measure(half, VARIED[:8], np.arange(8) % 3, [*"aabbccdd"]))["gradcam"]
     for name in ("shift", "rotation", "another_film"):
         assert abs(found[name].mean()) < 0.15, name  # .5 and more if the blank border counted
     assert abs(found["cascade"]["stem"].mean()) < 0.15
@@ -181,7 +186,7 @@ def test_another_film_is_of_another_patient(predictor, monkeypatch):
     monkeypatch.setattr(faithfulness.gradcam, "METHODS", {"gradcam": faithfulness.gradcam.METHODS["gradcam"]})
 
     def of(patients):
-        return dict(faithfulness.measure(predictor, VARIED[:4], patients))["gradcam"]["another_film"]
+        return dict(faithfulness.measure(predictor, VARIED[:4], np.zeros(4, int), patients))["gradcam"]["another_film"]
 
     everywhere = np.ones((64, 64), bool)
     np.testing.assert_allclose(of([*"aabb"]), faithfulness._correlations(maps, maps[[2, 2, 0, 0]], everywhere))
