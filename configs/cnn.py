@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
     config.augment.log_gamma = 0.8
     config.augment.log_contrast = 0.6
     config.augment.brightness = 0.2
+    # Margins on all sides and rotations are what called most normal films ill: "Changes together" there.
+    config.augment.collimation = 0.2
+    config.augment.rotation_degrees = 20.0
     config.augment.flip_probability = 0.5  # or mirrored films are answered wrong: docs/experiments.md
     config.model.architecture = "cnn"
     config.model.options = ConfigDict({"widths": (16, 48, 128, 256), "blocks": (1, 2, 2, 1), "dropout": 0.2})

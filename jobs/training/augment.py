@@ -16,6 +16,7 @@ import numpy as np
 from model.preprocess import sample
 
 BATCH_SIZE = 32  # of `views`
+FRAMED = 0.15  # of the views have black strips along all four sides
 DETAIL = (0.01, 0.15)  # of the view's side: standard deviations of the blur that details are finer than
 
 
@@ -99,9 +100,11 @@ def _erase_corners(key: jax.Array, image: jax.Array, strength: Mapping[str, floa
 
 
 def _collimate(key: jax.Array, image: jax.Array, bound: float) -> jax.Array:
-    """Black strips along a quarter of the sides: what a collimator shades, or the margin that a viewer adds."""
+    """Black strips, what a collimator shades or a viewer adds: along all four sides by chance, else each by its own."""
     size = image.shape[0]
-    top, bottom, left, right = jax.random.uniform(key, (4,), minval=-3 * bound, maxval=bound) * size
+    which, width = jax.random.split(key)
+    narrowest = jnp.where(jax.random.bernoulli(which, FRAMED), 0.0, -3 * bound)  # below 0: none
+    top, bottom, left, right = jax.random.uniform(width, (4,), minval=narrowest, maxval=bound) * size
     place = jnp.arange(size)
     rows = (place >= top) & (place < size - bottom)
     columns = (place >= left) & (place < size - right)
