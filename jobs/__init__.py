@@ -142,6 +142,16 @@ def printable(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
+def check_replaceable(out: Path, beginning: str, what: str) -> None:
+    """Raises UsageError where `out` is a file that is not empty and does not begin so: it is something else."""
+    wanted = beginning.encode()
+    if out.is_file():
+        with out.open("rb") as file:
+            there = file.read(len(wanted))
+        if there not in (b"", wanted):
+            raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another --out")
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once the block has succeeded: all of a file, or none.

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import JobError, UsageError, printable, run, walk, whole
+from jobs import JobError, UsageError, check_replaceable, printable, run, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -35,16 +35,26 @@ COLUMNS = ("file", "decision", *CLASSES, "reason")
 def main(arguments: list[str]) -> int:
     if not arguments:
         raise UsageError("no file or folder given; python jobs/predict.py --out predictions.csv FILES_OR_FOLDERS")
-    decisions, reasons = predict(Path(_CHECKPOINT.value), [Path(argument) for argument in arguments], Path(_OUT.value))
-    print(f"{_OUT.value}: {', '.join(f'{count} {decision}' for decision, count in decisions.most_common())}")
+    out = Path(_OUT.value)
+    files = gather([Path(argument) for argument in arguments], out)
+    predictor = Predictor.open(Path(_CHECKPOINT.value))
+    decisions, reasons = predict(predictor, files, out)
+    print(f"{out}: {', '.join(f'{count} {decision}' for decision, count in decisions.most_common())}")
     if reasons:
         reason, count = reasons.most_common(1)[0]
         print(f"refused {'all' if len(reasons) == 1 else 'most often'} ({count}): {reason}")
+    if predictor.calibration is None:
+        print(
+            "Not calibrated: the probabilities are as the networks give them, and no film is uncertain or too unlike."
+        )
+    if predictor.meta["dataset"]["name"] == "phantom":
+        print("Trained on synthetic drawings: what it answers to a real film means nothing.")
+    print("For education and research, never for diagnosis.")
     return 0 if decisions.total() > decisions[REFUSED] else 1
 
 
-def predict(directory: Path, sources: list[Path], out: Path) -> tuple[Counter[str], Counter[str]]:
-    """Writes a row for every file; returns how often each decision was made, and each reason to refuse given.
+def gather(sources: list[Path], out: Path) -> list[Path]:
+    """The files to read, those of folders walked.
 
     Raises:
       UsageError: `out` is no place for a table.
@@ -52,16 +62,18 @@ def predict(directory: Path, sources: list[Path], out: Path) -> tuple[Counter[st
     """
     if out.is_dir():
         raise UsageError(f"--out={out} is a folder; give the file to write, such as {out / 'predictions.csv'}")
-    there = out.read_bytes() if out.is_file() else b""
-    if there and not there.startswith(",".join(COLUMNS).encode()):
-        raise UsageError(f"--out={out} is there, and no table of this command; it is not replaced: give another file")
+    check_replaceable(out, ",".join(COLUMNS), "table of this command")
     if not any(os.path.lexists(source) for source in sources):
         raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     files = [file for file in files if file.absolute() != out.absolute()]  # the table of the last time
     if not files:
         raise JobError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
-    predictor = Predictor.open(directory)
+    return files
+
+
+def predict(predictor: Predictor, files: list[Path], out: Path) -> tuple[Counter[str], Counter[str]]:
+    """Writes a row for every file; returns how often each decision was made, and each reason to refuse given."""
     out.parent.mkdir(parents=True, exist_ok=True)
     decisions, reasons = Counter[str](), Counter[str]()
     with whole(out) as path, path.open("w", newline="", encoding="utf-8") as table:

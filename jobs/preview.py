@@ -16,8 +16,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
-from jobs import UsageError, run
+from jobs import UsageError, run, whole
 from jobs.datasets import films
 from jobs.training.augment import augment
 from jobs.training.plan import check
@@ -28,6 +29,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, s
 _OUT = flags.DEFINE_string("out", "preview.png", "The PNG to write.")
 flags.mark_flag_as_required("config")
 
+TITLE = "Pneumoscope: what the network sees"  # in the PNG, so that it is known as one
 ROWS_PER_CLASS, VIEWS = 3, 7
 GAP_PX, TITLE_PX = 4, 16
 
@@ -36,9 +38,23 @@ def main() -> None:
     out = Path(_OUT.value)
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out={out} does not end in .png; a PNG is what is written")
+    if out.is_file() and out.stat().st_size and not _is_sheet(out):
+        raise UsageError(f"{out} is there, and no contact sheet; it is not replaced: give another --out")
+    marked = PngInfo()
+    marked.add_text("Title", TITLE)
+    page = sheet(_CONFIG.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(_CONFIG.value).save(out)
+    with whole(out) as scratch:
+        page.save(scratch, "PNG", pnginfo=marked)
     print(out)
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Title") == TITLE
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def sheet(config: ConfigDict) -> Image.Image:

@@ -14,6 +14,8 @@ from jobs import JobError
 from jobs.evaluation import metrics
 from model.labels import CLASSES
 
+COLUMNS = ("name", "patient", "label", *CLASSES, "refused")
+
 
 def write(
     path: Path,
@@ -35,7 +37,7 @@ def write(
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("name", "patient", "label", *CLASSES, "refused"))
+        writer.writerow(COLUMNS)
         for name, patient, label, row, no in zip(names, patients, labels, probabilities, refused, strict=True):
             writer.writerow((name, patient, CLASSES[label], *(f"{value:.7f}" for value in row), int(no)))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from jobs import whole
+from jobs import check_replaceable, whole
 from jobs.datasets.films import Split, unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
@@ -50,8 +50,10 @@ def write(
       The contents of metrics.json, and the paths of what was written.
 
     Raises:
+      UsageError: a predictions.csv is there that is none of a report.
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
+    check_replaceable(out / "predictions.csv", ",".join(predictions.COLUMNS), "table of a report")
     out.mkdir(parents=True, exist_ok=True)  # an --out that cannot be is known before the work
     batches = -(-len(split.labels) // BATCH_SIZE)
     before: list[np.ndarray] = []

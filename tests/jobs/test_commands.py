@@ -214,6 +214,14 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     assert np.mean(right) == pytest.approx(measured["accuracy"])
 
 
+def test_evaluate_replaces_no_table_of_predict(run, phantom_data, tmp_path):
+    table = tmp_path / "predictions.csv"
+    table.write_text("file,decision,normal,bacterial,viral,reason\n")
+    result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path)
+    assert result.returncode == 2 and "predictions.csv is there, and no table of a report" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"] and table.read_text().startswith("file")
+
+
 def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
     drawn = [film(index) for index in range(600, 608)]
     drawn[0] = dataclasses.replace(drawn[0], patient="test/normal/a")
@@ -461,7 +469,8 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
         "notes.txt", "cut.jpeg", "empty.png", "dangling.png", "absent.png",
     }  # fmt: skip
     assert all(row["reason"] for row in rows if row["decision"] == "refused")
-    assert "5 refused" in out
+    assert "5 refused" in out and "Not calibrated: the probabilities are as the networks give them" in out
+    assert out.endswith("means nothing.\nFor education and research, never for diagnosis.\n")
     predictor = Predictor.open(bundle)
     buffer = io.BytesIO()
     Image.fromarray(draw(1).image).save(buffer, "PNG")
@@ -541,6 +550,12 @@ def test_a_word_that_is_no_flag_is_not_passed_over(run, phantom_data, tmp_path):
 
 def test_preview_refuses_what_cannot_be_trained(run, phantom_data, tmp_path):
     tiny = ("preview", "--config", run.parent / "tiny.py", f"--config.data.dir={phantom_data}")
+    film = tmp_path / "film.png"
+    Image.fromarray(draw(0).image).save(film)
+    before = film.read_bytes()
+    result = job(*tiny, "--out", film)
+    assert result.returncode == 2 and "film.png is there, and no contact sheet; it is not replaced" in result.stderr
+    assert film.read_bytes() == before
     result = job(*tiny, "--out", tmp_path / "p")
     assert result.returncode == 2 and "p does not end in .png; a PNG is what is written" in result.stderr
     result = job(*tiny, "--config.data.leave_out=.*", "--out", tmp_path / "p.png")
@@ -552,16 +567,9 @@ def test_preview_refuses_what_cannot_be_trained(run, phantom_data, tmp_path):
 
 
 def test_preview_is_a_sheet_of_nine_rows(run, phantom_data, tmp_path):
-    done(
-        job(
-            "preview",
-            "--config",
-            run.parent / "tiny.py",
-            f"--config.data.dir={phantom_data}",
-            "--out",
-            tmp_path / "s.png",
-        )
-    )
+    tiny = ("preview", "--config", run.parent / "tiny.py", f"--config.data.dir={phantom_data}")
+    done(job(*tiny, "--out", tmp_path / "s.png"))
+    done(job(*tiny, "--out", tmp_path / "s.png"))  # a sheet takes the place of one
     sheet = Image.open(tmp_path / "s.png")
     assert sheet.size == (8 * 36 + 4, 16 + 9 * (36 + 16))
     assert np.asarray(sheet).std() > 20
