@@ -33,7 +33,7 @@ from jobs.training.augment import views
 from model.calibration import FILE, Calibration, rescale
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
-from model.predictor import BATCH_SIZE, Predictor
+from model.predictor import BATCH_SIZE, Predictor, Raw
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
@@ -126,10 +126,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
 def _ask(predictor: Predictor, images: np.ndarray, what: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The probabilities (N, 3), and the pooled features (N, C) of each member."""
     batches = -(-len(images) // BATCH_SIZE)
-    asked = [raw for _, raw in track(predictor.ask(images), what, total=batches, transient=True)]
-    probabilities = np.concatenate([raw.probabilities for raw in asked]).astype(float)
-    features = zip(*(raw.features for raw in asked), strict=True)
-    return probabilities, [np.concatenate(of_member) for of_member in features]
+    raw = Raw.joined(track(predictor.ask(images), what, total=batches, transient=True))
+    return raw.probabilities.astype(float), list(raw.features)
 
 
 def _counts(split: films.Split) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
 from jobs.evaluation.intervals import enough
 from jobs.evaluation.predictions import Predictions
-from jobs.evaluation.tables import between
+from jobs.evaluation.tables import number
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
@@ -67,7 +67,7 @@ def table(first: Predictions, second: Predictions) -> str:
         mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
         if mark and name in differing and not enough(differ := patients[differing[name]]):
             mark = f"  {len(set(differ))} patients decided differently"
-        lines.append(f"{name:>24}  {value['difference']:+.4f}  {between(interval, '+.4f')}{mark}")
+        lines.append(f"{name:>24}  {number(value['difference'], interval, '+.4f')}{mark}")
     for name, right in (
         ("three classes", [decided == labels for decided in (one, other)]),
         ("pneumonia", [(decided != NORMAL) == (labels != NORMAL) for decided in (one, other)]),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -52,6 +52,11 @@ class Raw(NamedTuple):
     probabilities: Any  # (N, 3), the mean over the members
     features: tuple[Any, ...]  # of each member (N, C), the mean of the features over places
     heatmaps: Any  # gradcam.Heatmaps, or None
+
+    @classmethod
+    def joined(cls, asked: Iterable[tuple[np.ndarray, Raw]]) -> Raw:
+        """What `Predictor.ask` gave, batch by batch, as of all films at once."""
+        return cast(Raw, jax.tree.map(lambda *of_batches: np.concatenate(of_batches), *(raw for _, raw in asked)))
 
 
 class Predictor:

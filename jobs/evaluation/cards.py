@@ -13,7 +13,7 @@ from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import HELD_OUT, from_elsewhere
 from jobs.evaluation.shifts import SHIFTS
-from jobs.evaluation.tables import between, markdown
+from jobs.evaluation.tables import markdown, number, points, share
 from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -23,32 +23,9 @@ TITLE = "# Model card: "
 PHANTOM = "phantom"
 MARGIN = 0.02  # of accuracy: a loss that is surely less is told as none that counts
 
-ALONE = ()  # in the place of an interval: the figure is told without one
-
-
-def share(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
-    """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"."""
-    if value is None:
-        return "not defined"
-    return f"{100 * value:.1f} %" + ("" if interval == ALONE else f" {between(interval, '.1f', 100)}")
-
-
-def number(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
-    """0.98765, (0.98, 0.99) -> "0.988 (0.980 to 0.990)"."""
-    if value is None:
-        return "not defined"
-    return f"{value:.3f}" + ("" if interval == ALONE else f" {between(interval, '.3f')}")
-
 
 def _stated(figure: Mapping[str, Any]) -> str:
     return share(figure["value"], figure["interval"])
-
-
-def _points(change: Mapping[str, Any]) -> str:
-    """-0.002, (-0.012, 0.008) -> "-0.2 points (-1.2 to +0.8)"."""
-    if change["value"] is None:
-        return "not defined"
-    return f"{100 * change['value']:+.1f} points {between(change['interval'], '+.1f', 100)}"
 
 
 def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str:
@@ -123,7 +100,8 @@ def _limits(predictor: Predictor, measured: Mapping[str, Any]) -> str:
         "Nothing looks for a mirrored film: refused are "
         f"{_stated(mirrored['refused'])} of these films mirrored, and {_stated(whole['refused'])} as they are. Normal "
         f"against pneumonia, the accuracy on them is {_stated(mirrored['binary_accuracy'])} mirrored, and "
-        f"{_stated(whole['binary_accuracy'])} as they are, a difference of {_points(change)}, {trust}."
+        f"{_stated(whole['binary_accuracy'])} as they are, a difference of "
+        f"{points(change['value'], change['interval'])}, {trust}."
     )
     missed = {kind: values for kind, values in measured["outliers"].items() if values["refused"] < 0.95}
     if missed:
@@ -167,7 +145,8 @@ def _training(meta: dict[str, Any]) -> str:
     """How a member was trained, and which of its epochs it is."""
     config = meta["config"]
     same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
-    changes = [name.replace("_", " ") for name, value in config["augment"].items() if value != same.get(name, 0)]
+    augment = config["augment"].items()
+    changes = [f"{name.replace('_', ' ')} {value:g}" for name, value in augment if value != same.get(name, 0)]
     balance = {"sampling": "a third of each class in every epoch", "loss": "classes weighted in the loss"}
     # Checkpoints of before there was such a field do not speak of it.
     left_out = config["data"].get("leave_out")
@@ -340,12 +319,12 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         classes.append([name, str(values["count"]), *shares, number(values["auroc"], of_class["auroc"])])
 
     prevalence = decisions["prevalence"]
-    points = [["operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV"]]
+    operating = [["operating point", "threshold", "sensitivity", "specificity", "PPV", "NPV"]]
     for name, values in decisions["operating_points"].items():
         of_point = decisions["intervals"]["operating_points"][name]
         threshold = f"{measured['calibration']['thresholds'][name]:.4f}"
         shares = [share(values[key], of_point[key]) for key in ("sensitivity", "specificity", "ppv", "npv")]
-        points.append([name, threshold, *shares])
+        operating.append([name, threshold, *shares])
     at = "of these films" if prevalence is None else share(prevalence)
 
     shifted = [["films", "accuracy", "pneumonia accuracy", "pneumonia AUROC", "refused"]]
@@ -357,8 +336,8 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         shifted.append([name, *shares, number(ranked["value"], ranked["interval"]), _stated(figures["refused"])])
     copies = {
         f"{name.replace('_', ' ')} {point['value']:g}": point["refused"]
-        for name, points in shifts["curves"].items()
-        for point in points
+        for name, curve in shifts["curves"].items()
+        for point in curve
         if point["value"] != SHIFTS[name][2]
     }
     most = sorted(copies, key=lambda copy: copies[copy]["value"], reverse=True)[:3]
@@ -384,7 +363,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
             markdown(rows),
             markdown(classes),
             f"Operating points, with predictive values at the prevalence {at}:",
-            markdown(points),
+            markdown(operating),
             "On films that were changed, or of which only a part was left:",
             markdown(shifted),
             f"Of the shifted copies these are refused most: {', '.join(f'{m} {_stated(copies[m])}' for m in most)}.",

@@ -96,12 +96,12 @@ def table(measured: Mapping[str, Any]) -> str:
     found, intervals, fitted = measured["decisions"], measured["decisions"]["intervals"], measured["calibration"]
     lines = [f"calibrated with temperature {fitted['temperature']:.3f}; before:"]
     for name, value in fitted["before"].items():
-        lines.append(line(name.replace("_", " "), value, fitted["intervals"]["before"][name], loss=True))
+        lines.append(line(name.replace("_", " "), value, fitted["intervals"]["before"][name], plain=True))
     lines.append("")
     lines.append(line("refused", found["refused"], intervals["refused"]))
     lines += ["", f"uncertain below {fitted['confidence']:.3f}"]
     for name, value in found["abstention"].items():
-        lines.append(line(name.replace("_", " "), value, intervals["abstention"][name], loss=name.endswith("area")))
+        lines.append(line(name.replace("_", " "), value, intervals["abstention"][name], plain=name.endswith("area")))
     prevalence = found["prevalence"]
     of = "of these films" if prevalence is None else f"of {100 * prevalence:.1f} %"
     for name, figures in found["operating_points"].items():

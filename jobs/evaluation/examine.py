@@ -17,11 +17,11 @@ from jobs.datasets.films import Split
 from jobs.datasets.phantom.builder import film as phantom
 from jobs.evaluation import faithfulness, metrics, negatives, shifts
 from jobs.evaluation.intervals import estimate, mean
-from jobs.evaluation.tables import between
+from jobs.evaluation.tables import number, share
 from model import gradcam, preprocess
 from model.labels import CLASSES, NORMAL
 from model.outliers import objection
-from model.predictor import REFUSED, Predictor
+from model.predictor import REFUSED, Predictor, Raw
 
 MAPPED_FILMS = 96  # films that the maps are judged on
 REGION_MARGIN = 0.15  # of the side; what is inside is called the central chest region
@@ -82,21 +82,23 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
       each; and those of the views, by name, each with its `change`: what it is less that of the films as they are, over
       the same resamples of patients.
     """
-    asked = {("as it is", 0.0): ask(predictor, split.images)}
+    whole = "as it is"
+    asked = {whole: ask(predictor, split.images)}
+    of_shifts = []
     for variant in track(shifts.variants(split.images), "shifted films", total=shifts.COUNT, transient=True):
-        asked[variant.name, variant.value] = ask(predictor, variant.images)
+        asked[variant.key] = ask(predictor, variant.images)
+        if variant.name in shifts.SHIFTS:
+            of_shifts.append(variant.key)
 
     def every(weights: np.ndarray) -> dict[str, Any]:
         tree: dict[str, Any] = {}
-        for (name, value), (probabilities, refused) in asked.items():
-            tree[f"{name} {value:g}"] = _figures(split.labels, probabilities, weights)
+        for key, (probabilities, refused) in asked.items():
+            tree[key] = _figures(split.labels, probabilities, weights)
             if predictor.calibration:  # without one nothing is ever refused
-                tree[f"{name} {value:g}"]["refused"] = metrics.ratio(weights @ refused, weights.sum(axis=1))
-        copies = [tree[f"{name} {value:g}"] for name, value in asked if name in shifts.SHIFTS]
-        tree["mean"] = {name: np.mean([copy[name] for copy in copies], axis=0) for name in copies[0]}
-        whole = tree["as it is 0"]
+                tree[key]["refused"] = metrics.ratio(weights @ refused, weights.sum(axis=1))
+        tree["mean"] = {name: np.mean([tree[key][name] for key in of_shifts], axis=0) for name in tree[whole]}
         for view in shifts.VIEWS:
-            tree[f"{view} change"] = {name: tree[f"{view} nan"][name] - whole[name] for name in whole}
+            tree[f"{view}, change"] = {name: tree[view][name] - tree[whole][name] for name in tree[whole]}
         return tree
 
     values, intervals = estimate(every, split.patients)
@@ -105,11 +107,11 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
         return {name: {"value": values[key][name], "interval": intervals[key][name]} for name in values[key]}
 
     return {
-        "as it is": stated("as it is 0"),
+        "as it is": stated(whole),
         "mean": stated("mean"),
         "curves": {
             name: [
-                {"value": value, **stated("as it is 0" if value == identity else f"{name} {value:g}")}
+                {"value": value, **stated(whole if value == identity else shifts.key(name, value))}
                 for value in values_of
             ]
             for name, (_, values_of, identity) in shifts.SHIFTS.items()
@@ -117,9 +119,7 @@ def shifted(predictor: Predictor, split: Split) -> tuple[dict[str, Any], dict[st
     }, {
         view: {
             name: figure | {"change": change}
-            for (name, figure), change in zip(
-                stated(f"{view} nan").items(), stated(f"{view} change").values(), strict=True
-            )
+            for (name, figure), change in zip(stated(view).items(), stated(f"{view}, change").values(), strict=True)
         }
         for view in shifts.VIEWS
     }
@@ -276,7 +276,7 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
     assert calibration
 
     def distances(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([calibration.outliers.distances(raw.features) for _, raw in predictor.ask(images)])
+        return calibration.outliers.distances(Raw.joined(predictor.ask(images)).features)
 
     ours = distances(np.asarray(split.images))
     made = list(negatives.pictures(np.asarray(split.images), split.patients))
@@ -317,33 +317,30 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """The findings for a terminal."""
 
-    def stated(figure: Mapping[str, Any]) -> str:
-        if figure["value"] is None:
-            return "not defined"
-        return f"{100 * figure['value']:5.1f} % {between(figure['interval'], '.1f', 100)}"
+    def stated(figure: Mapping[str, Any], name: str = "") -> str:
+        return (number if name.endswith("auroc") else share)(figure["value"], figure["interval"])
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
     lines = ["accuracy; normal against pneumonia: accuracy, AUROC" + ("; refused" if "outliers" in found else "")]
     rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["views"]}
     for name, figures in rows.items():
-        lines.append(f"{name:>28}  " + ";  ".join(stated(figure) for figure in figures.values()))
+        lines.append(f"{name:>28}  " + ";  ".join(stated(of_name, key) for key, of_name in figures.items()))
     for way, of_way in shortcuts["groups"].items():
         lines += ["", f"accuracy, and AUROC of pneumonia, by {way}; films that are {', '.join(CLASSES)}"]
         for group, values in of_way.items():
-            figures = ";  ".join(stated(values[name]) for name in ("accuracy", "binary_auroc"))
+            figures = ";  ".join(stated(values[name], name) for name in ("accuracy", "binary_auroc"))
             lines.append(f"{group:>28}  {figures};  {', '.join(map(str, values['classes']))}")
     if shortcuts["alone"]:
         lines += ["", "AUROC of pneumonia without a look at the film"]
-        lines += [f"{f'{what} is ill':>28}  {stated(figure)}" for what, figure in shortcuts["alone"].items()]
+        lines += [f"{f'{what} is ill':>28}  {stated(figure, 'auroc')}" for what, figure in shortcuts["alone"].items()]
     outside = shortcuts["heat_outside"]
-    heat = stated({"value": outside["share"], "interval": outside["interval"]})
-    lines += ["", f"heat outside the central region: {heat}; of a flat map {100 * outside['of_a_flat_map']:.1f} %"]
+    heat = share(outside["share"], outside["interval"])
+    lines += ["", f"heat outside the central region: {heat}; of a flat map {share(outside['of_a_flat_map'])}"]
     lines += ["", *faithfulness.lines(found["maps"])]
     if "outliers" in found:
         lines += ["", "refused, of pictures that are no upright chest films; AUROC of the features' distance"]
         for kind, values in found["outliers"].items():
-            refused, area = (
-                stated({"value": values[name], "interval": values["intervals"][name]}) for name in ("refused", "auroc")
-            )
+            refused = share(values["refused"], values["intervals"]["refused"])
+            area = number(values["auroc"], values["intervals"]["auroc"])
             lines.append(f"{kind:>36}  {refused} of {values['count']}; {area}")
     return "\n".join(lines)

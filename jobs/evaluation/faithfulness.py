@@ -16,9 +16,9 @@ import numpy as np
 from scipy import ndimage, stats
 
 from jobs.evaluation.shifts import rotation
-from jobs.evaluation.tables import between, markdown
+from jobs.evaluation.tables import ALONE, markdown, number
 from model import gradcam, preprocess
-from model.predictor import Predictor
+from model.predictor import Predictor, Raw
 
 STEPS = 10  # of deletion and insertion
 BLUR_PX = 11.0  # standard deviation, in px of a square of 224: what a deleted place looks like
@@ -129,8 +129,7 @@ def cascade(predictor: Predictor) -> Iterator[tuple[str, Predictor]]:
 def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: str) -> np.ndarray:
     """(N, S, S): the map of each film's class, as a reader sees it."""
     size = images.shape[1]
-    batches = [raw.heatmaps.maps for _, raw in predictor.ask(images, method)]
-    coarse = np.concatenate(batches)[np.arange(len(images)), labels]
+    coarse = Raw.joined(predictor.ask(images, method)).heatmaps.maps[np.arange(len(images)), labels]
     return np.stack([gradcam.upsample(one, size, size) for one in coarse])
 
 
@@ -184,7 +183,7 @@ def measure(
     """
 
     def ask(films: np.ndarray) -> np.ndarray:
-        return np.concatenate([raw.probabilities for _, raw in predictor.ask(films)])
+        return Raw.joined(predictor.ask(films)).probabilities
 
     size = images.shape[1]
     turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
@@ -308,18 +307,15 @@ def rows(found: Mapping[str, Any], intervals: bool = True) -> list[list[str]]:
 def _cell(row: Mapping[str, Any], column: str, bounds: Mapping[str, Any], intervals: bool) -> str:
     if column not in row:
         return ""
-    if row[column] is None:  # another patient's film, where all are of one
-        return "not defined"
-    if not intervals:
-        return f"{row[column]:.3f}"
-    return f"{row[column]:.3f} {between(bounds[column], '.3f')}"
+    # Not defined is that of another patient's film, where all are of one.
+    return number(row[column], bounds[column] if intervals else ALONE)
 
 
 def advantage(found: Mapping[str, Any]) -> str:
     """How the chosen method's maps compare with a blob in the middle of every film."""
     told = []
     for column, figure in found["against_blob"][found["chosen"]].items():
-        told.append(f"{column} {figure['value']:+.3f} {between(figure['interval'], '+.3f')}")
+        told.append(f"{column} {number(figure['value'], figure['interval'], '+.3f')}")
     return f"{found['chosen']} less the {BLOB}: {', '.join(told)}"
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation.tables import between
+from jobs.evaluation.tables import number, share
 from model.labels import CLASSES, NORMAL
 
 BINS = 15
-LOSSES = ("log_loss", "brier", "ece", "ece_equal_mass")  # the smaller the better; the rest are shares
+LOSSES = ("log_loss", "brier", "ece", "ece_equal_mass")  # the smaller the better
+PLAIN = (*LOSSES, "auroc", "average_precision")  # told as numbers; the rest are shares
 CLIP = 1e-7  # probabilities below it count as it in the log loss
 
 
@@ -198,13 +199,9 @@ def reliability_bins(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.
     )
 
 
-def line(name: str, value: float | None, interval: Sequence[float] | None, loss: bool = False) -> str:
-    """A figure with its interval for a terminal; a loss as it is, anything else as a share."""
-    if value is None:
-        return f"{name:>24}  not defined"
-    if loss:
-        return f"{name:>24}  {value:.4f}  {between(interval, '.4f')}"
-    return f"{name:>24}  {100 * value:5.1f} %  {between(interval, '.1f', 100)}"
+def line(name: str, value: float | None, interval: Sequence[float] | None, plain: bool = False) -> str:
+    """A figure with its interval for a terminal; a loss or an area as it is, anything else as a share."""
+    return f"{name:>24}  {number(value, interval, '.4f') if plain else share(value, interval)}"
 
 
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
@@ -215,7 +212,7 @@ def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
         interval: Any = intervals
         for step in path:
             value, interval = value[step], interval[step]
-        return line(name, value, interval, loss=path[-1] in LOSSES)
+        return line(name, value, interval, plain=path[-1] in PLAIN)
 
     lines = [f"{measured['count']} films; 95 % intervals over resampled patients"]
     overall = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece", "ece_equal_mass")

@@ -6,7 +6,6 @@ Everything here is a function of uint8 squares, the same for the same film, and 
 from __future__ import annotations
 
 import io
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -168,8 +167,13 @@ class Variant(NamedTuple):
     """A changed copy of a split."""
 
     name: str  # a key of SHIFTS or VIEWS
-    value: float  # how much; NaN for a view
+    key: str  # with how much, of a shift
     images: np.ndarray  # (N, S, S) uint8
+
+
+def key(name: str, value: float) -> str:
+    """ "gamma", 0.5 -> "gamma 0.5"."""
+    return f"{name} {value:g}"
 
 
 def variants(images: np.ndarray) -> Iterator[Variant]:
@@ -177,9 +181,9 @@ def variants(images: np.ndarray) -> Iterator[Variant]:
     for name, (change, values, identity) in SHIFTS.items():
         for value in values:
             if value != identity:
-                yield Variant(name, value, np.stack([change(film, value) for film in images]))
+                yield Variant(name, key(name, value), np.stack([change(film, value) for film in images]))
     for name, view in VIEWS.items():
-        yield Variant(name, math.nan, np.stack([view(film) for film in images]))
+        yield Variant(name, name, np.stack([view(film) for film in images]))
 
 
 COUNT = sum(len(values) - 1 for _, values, _ in SHIFTS.values()) + len(VIEWS)

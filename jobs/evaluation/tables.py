@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+ALONE = ()  # in the place of an interval: the figure is told without one
+
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table of cells as they are, the first row its head; the first column to the left, the others to the right."""
@@ -21,12 +23,34 @@ def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def between(interval: Sequence[float] | None, form: str, scale: float = 1) -> str:
-    """(0.78, 0.84), ".1f", 100 -> "(78.0 to 84.0)"; where there is no interval, why."""
+def number(value: float | None, interval: Sequence[float] | None = ALONE, form: str = ".3f") -> str:
+    """0.98765, (0.98, 0.99) -> "0.988 (0.980 to 0.990)"."""
+    if value is None:
+        return "not defined"
+    return f"{value:{form}}{_between(interval, form)}"
+
+
+def share(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
+    """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"."""
+    if value is None:
+        return "not defined"
+    return f"{100 * value:.1f} %{_between(interval, '.1f', 100)}"
+
+
+def points(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
+    """-0.002, (-0.012, 0.008) -> "-0.2 points (-1.2 to +0.8)"."""
+    if value is None:
+        return "not defined"
+    return f"{100 * value:+.1f} points{_between(interval, '+.1f', 100)}"
+
+
+def _between(interval: Sequence[float] | None, form: str, scale: float = 1) -> str:
     if interval is None:
-        return "(too few patients for an interval)"
+        return " (too few patients for an interval)"
+    if interval == ALONE:
+        return ""
     low, high = interval
-    return f"({scale * low:{form}} to {scale * high:{form}})"
+    return f" ({scale * low:{form}} to {scale * high:{form}})"
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from jobs.evaluation import intervals, metrics, predictions, tables
 from jobs.training.plan import FIGURES
 from jobs.training.runs import Run
 from model.checkpoint import MEMBER
-from model.predictor import Predictor
+from model.predictor import Predictor, Raw
 
 FILES = ("crossval.md", "crossval.json", "predictions.csv")
 
@@ -75,8 +75,7 @@ def measure(members: Sequence[Run], workdir: Path) -> dict[str, Any]:
         for member in members[fold::folds]:
             predictor = Predictor.open(member.workdir, calibrated=False)
             trained_with.append(predictor.meta["config"])
-            asked = predictor.ask(held_out.images)
-            answers.append(np.concatenate([raw.probabilities for _, raw in asked]).astype(float))  # (N, 3)
+            answers.append(Raw.joined(predictor.ask(held_out.images)).probabilities.astype(float))  # (N, 3)
             rows.append(
                 {
                     "member": member.workdir.name,
@@ -146,7 +145,8 @@ def document(measured: dict[str, Any]) -> str:
 
 ## All films out of fold
 
-Each film by the members that did not train on it, their probabilities averaged over the seeds.
+Each film by the members that did not train on it, their probabilities averaged over the seeds. An AUROC here ranks
+films of all folds by answers of different members: where these are not alike, it can lie below those of all folds.
 
 ```
 {metrics.table(measured["pooled"], measured["intervals"])}

@@ -302,7 +302,7 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
     assert measured["log_loss"] <= measured["calibration"]["before"]["log_loss"]
     low, high = measured["calibration"]["intervals"]["before"]["log_loss"]
     assert low < measured["calibration"]["before"]["log_loss"] < high
-    assert f"log loss  {measured['calibration']['before']['log_loss']:.4f}  ({low:.4f} to {high:.4f})" in out
+    assert f"log loss  {measured['calibration']['before']['log_loss']:.4f} ({low:.4f} to {high:.4f})" in out
     found = measured["decisions"]
     assert found["operating_points"]["screening"]["sensitivity"] >= 0.98
     assert found["operating_points"]["specific"]["specificity"] >= 0.95

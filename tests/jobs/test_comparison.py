@@ -231,7 +231,7 @@ def test_two_files_are_compared(tmp_path, capsys):
     assert f"AUROC {one['binary']['auroc']:.4f} and {other['binary']['auroc']:.4f}; p = " in out
     compare.main([str(a), str(a)])
     out = capsys.readouterr().out
-    assert "+0.0000  (+0.0000 to +0.0000)" in out and "*" not in out and "p = 1" in out
+    assert "+0.0000 (+0.0000 to +0.0000)" in out and "*" not in out and "p = 1" in out
 
 
 def test_differences_are_of_the_same_resamples():

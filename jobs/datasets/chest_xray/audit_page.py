@@ -11,7 +11,7 @@ import numpy as np
 from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
 from jobs.datasets.chest_xray.source import reasons
 from jobs.datasets.films import named
-from jobs.evaluation.tables import between, markdown
+from jobs.evaluation.tables import markdown, number
 from model.labels import CLASSES
 
 LISTED = 10  # leaks and reasons that are spelled out; the others are counted
@@ -144,8 +144,7 @@ def _told(told: Mapping[str, Told | str]) -> list[str]:
     rows = [["from", "balanced accuracy (95 % interval)", "of a guess", "AUROC, pneumonia"]]
 
     def stated(found: Told, name: str) -> str:
-        value, interval = getattr(found, name), found.intervals[name]
-        return "" if value is None else f"{value:.3f} {between(interval, '.3f')}"
+        return number(getattr(found, name), found.intervals[name])
 
     sentences = []
     for name, found in told.items():
