@@ -380,32 +380,6 @@ def facts(data_dir: Path, dataset: str) -> dict[str, Any]:
     return _facts(_open(data_dir, dataset, "train"))
 
 
-def learnt(films: Mapping[str, Any]) -> str:
-    """Out of which films a network learns, in words that are equal where they are; those left out count as learnt.
-
-    Args:
-      films: their `name` and `fingerprint`, and which of how many `folds` is held out.
-    """
-    part = f", but for fold {films['fold']} of {films['folds']}" if films["folds"] else ""
-    return f"{films['name']} ({films['fingerprint'][:12]}){part}"
-
-
-def lineage(origin: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Out of which films weights learnt, and those that they were begun with, as far back as checkpoints tell it."""
-    while origin:
-        if "learnt" in origin:
-            yield origin["learnt"]
-        origin = origin.get("origin")
-
-
-def unchecked(origin: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> bool:
-    """Whether weights with this origin learnt films that are cited as these, and were prepared apart from them."""
-    return any(
-        earlier["citation"] == facts["citation"] and earlier["fingerprint"] != facts["fingerprint"]
-        for earlier in lineage(origin)
-    )
-
-
 def read_as_trained(metas: Sequence[Mapping[str, Any]], data_dir: Path, split: str) -> Split:
     """Reads what a trained model means by the name of a split: one that held out a fold saw films of the others.
 

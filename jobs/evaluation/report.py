@@ -12,7 +12,8 @@ import numpy as np
 from rich.progress import track
 
 from jobs import check_replaceable, whole
-from jobs.datasets.films import Split, unchecked
+from jobs.datasets.films import Split
+from jobs.datasets.lineage import unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
 from model.gradcam import upsample

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from jobs import JobError
-from jobs.datasets import films
+from jobs.datasets import lineage
 from jobs.training import journal, steps
 from jobs.training.plan import FIGURES, Compiled, flatten, phase_of, plain
 from model import checkpoint
@@ -69,7 +69,7 @@ def begin(
         variables, origin = fill(source, config.model.architecture, state.variables)
         _check_held_out(config, facts, origin)
         console.print(journal.provenance(origin), soft_wrap=True)
-        if films.unchecked(origin, facts):
+        if lineage.unchecked(origin, facts):
             console.print(
                 "its weights learnt films that are cited as these are, and were prepared apart: whether they know some "
                 "that are held out here is not checked, and reports will say so; where the films are others, prepare "
@@ -116,9 +116,9 @@ def begin(
 
 
 def _check_held_out(config: ConfigDict, facts: dict[str, Any], origin: dict[str, Any]) -> None:
-    mine = films.learnt(facts | {name: config.data[name] for name in ("folds", "fold")})
-    for earlier in films.lineage(origin):
-        theirs = films.learnt(earlier)
+    mine = lineage.learnt(facts | {name: config.data[name] for name in ("folds", "fold")})
+    for earlier in lineage.ancestors(origin):
+        theirs = lineage.learnt(earlier)
         folded = config.data.folds or earlier["folds"]
         if folded and earlier["citation"] == facts["citation"] and theirs != mine:
             knows = "it knows" if earlier["fingerprint"] == facts["fingerprint"] else "it may know"
