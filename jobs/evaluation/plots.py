@@ -212,8 +212,9 @@ def class_distribution(labels_of: Mapping[str, np.ndarray], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def heatmap_grid(cases: Sequence[Case], path: Path, columns: int = 3) -> None:
+def heatmap_grid(cases: Sequence[Case], path: Path) -> None:
     """Films beside their heat maps; the titles of wrong answers are red."""
+    columns = 3
     rows = max(math.ceil(len(cases) / columns), 1)
     wrong = sum(not case.correct for case in cases)
     figure = _figure(4.4 * columns, 2.2 * rows + 0.5, f"Where it looked: {wrong} wrong, {len(cases) - wrong} right")

@@ -74,7 +74,7 @@ def write(
         "dataset": {key: split.facts[key] for key in ("name", "fingerprint", "citation")},
         "split": split_name,
         "method": method,
-        "films_are": provenance(predictor, split, split_name),
+        "films_are": relation(predictor, split, split_name),
         "patients": len(set(split.patients)),
         **metrics.score(split.labels, probabilities),
         "intervals": intervals(split.labels, probabilities, split.patients),
@@ -151,7 +151,7 @@ def from_elsewhere(predictor: Predictor, facts: Mapping[str, Any]) -> bool:
     return facts["citation"] != predictor.meta["dataset"]["citation"]
 
 
-def provenance(predictor: Predictor, split: Split, split_name: str) -> str:
+def relation(predictor: Predictor, split: Split, split_name: str) -> str:
     """What the films are to the model: one of TRAINED_ON, HELD_OUT, APART and UNCHECKED."""
     if split.facts["fingerprint"] != predictor.meta["dataset"]["fingerprint"]:
         return APART

@@ -196,7 +196,7 @@ def test_films_that_earlier_weights_may_know_are_not_said_to_be_held_out(phantom
         return config(data_dir, epochs=1, init_from=str(tmp_path / before) if before else "", **changes)
 
     def said(name):
-        return report.provenance(Predictor.open(tmp_path / name), held_out, "validation")
+        return report.relation(Predictor.open(tmp_path / name), held_out, "validation")
 
     train(made(phantom_data, ""), tmp_path / "straight")
     assert "not checked" not in train(made(phantom_data, "straight"), tmp_path / "alike")
