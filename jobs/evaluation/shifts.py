@@ -172,7 +172,7 @@ class Variant(NamedTuple):
 
 
 def key(name: str, value: float) -> str:
-    """ "gamma", 0.5 -> "gamma 0.5"."""
+    """Of "gamma" and 0.5: "gamma 0.5"."""
     return f"{name} {value:g}"
 
 
