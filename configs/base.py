@@ -82,7 +82,8 @@ def get_config() -> ConfigDict:
     config.augment.noise = 0.04  # largest standard deviation, of pixels in [0, 1]
     config.augment.erase_probability = 0.25  # of each corner
     config.augment.erase_side = 0.25  # largest side of an erased corner, of the film's
-    config.augment.collimation = 0.12  # widest black strip along a side, of the view's; a third of the sides have one
+    config.augment.collimation = 0.12  # widest black strip along a side, of the view's; a quarter of the sides have one
+    config.augment.framed = 0.15  # of the views, those with strips along all four sides
     config.objective = "supervised"  # supervised | contrastive (jobs/pretrain.py: two views of a film, no labels)
     config.temperature = 0.2  # of the contrastive cosines
     config.mixup_alpha = 0.2  # 0: off

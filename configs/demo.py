@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.augment.noise = 0.02
     config.augment.erase_probability = 0.0
     config.augment.collimation = 0.0
+    config.augment.framed = 0.0
     config.mixup_alpha = 0.0
     config.optimizer.warmup_epochs = 1.0
     config.ema_decay = 0.98

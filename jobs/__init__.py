@@ -142,14 +142,18 @@ def printable(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def check_replaceable(out: Path, beginning: str, what: str) -> None:
-    """Raises UsageError where `out` is a file that is not empty and does not begin so: it is something else."""
-    wanted = beginning.encode()
-    if out.is_file():
-        with out.open("rb") as file:
-            there = file.read(len(wanted))
-        if there not in (b"", wanted):
-            raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another --out")
+def check_replaceable(out: Path, ours: Callable[[Path], bool], what: str) -> None:
+    """Raises UsageError where `out` is a folder, or a file that is not empty and not `ours`, as `what` says it."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; give the file to write")
+    if out.is_file() and out.stat().st_size and not ours(out):
+        raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another --out")
+
+
+def first_line(path: Path) -> str:
+    """The first line of a text file, without its end; of other files whatever it is."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # spreadsheets mark UTF-8 so
+        return file.readline(10_000).rstrip("\n")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import JobError, UsageError, check_replaceable, printable, run, walk, whole
+from jobs import JobError, UsageError, check_replaceable, first_line, printable, run, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -60,9 +60,7 @@ def gather(sources: list[Path], out: Path) -> list[Path]:
       UsageError: `out` is no place for a table.
       JobError: none of the sources is there, or they hold no file.
     """
-    if out.is_dir():
-        raise UsageError(f"--out={out} is a folder; give the file to write, such as {out / 'predictions.csv'}")
-    check_replaceable(out, ",".join(COLUMNS), "table of this command")
+    check_replaceable(out, lambda path: first_line(path) == ",".join(COLUMNS), "table of this command")
     if not any(os.path.lexists(source) for source in sources):
         raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from jobs import UsageError, run, whole
+from jobs import UsageError, check_replaceable, run, whole
 from jobs.datasets import films
 from jobs.training.augment import augment
 from jobs.training.plan import check
@@ -38,12 +38,11 @@ def main() -> None:
     out = Path(_OUT.value)
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out={out} does not end in .png; a PNG is what is written")
-    if out.is_file() and out.stat().st_size and not _is_sheet(out):
-        raise UsageError(f"{out} is there, and no contact sheet; it is not replaced: give another --out")
+    check_replaceable(out, _is_sheet, "contact sheet of this version")
+    out.parent.mkdir(parents=True, exist_ok=True)  # an --out that cannot be is known before the work
     marked = PngInfo()
     marked.add_text("Title", TITLE)
     page = sheet(_CONFIG.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as scratch:
         page.save(scratch, "PNG", pnginfo=marked)
     print(out)

@@ -55,7 +55,7 @@ class Raw(NamedTuple):
 
     @classmethod
     def joined(cls, asked: Iterable[tuple[np.ndarray, Raw]]) -> Raw:
-        """What `Predictor.ask` gave, batch by batch, as of all films at once."""
+        """What `Predictor.ask` gave of one film or more, batch by batch, as of all at once."""
         return cast(Raw, jax.tree.map(lambda *of_batches: np.concatenate(of_batches), *(raw for _, raw in asked)))
 
 

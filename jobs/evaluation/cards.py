@@ -247,8 +247,8 @@ and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of
 probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
 patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals reach as
 far as those of reflected and of re-centred resamples. An interval of no width says only that all patients are alike in
-this: where none of n is wrong, up to 3 in n may be elsewhere (Hanley and Lippman-Hand 1983). Thresholds were chosen on
-the validation split and nowhere else."""
+this: where the films of none of n patients are wrong, those of up to 3 in n others like them may be (Hanley and
+Lippman-Hand 1983). Thresholds were chosen on the validation split and nowhere else."""
 
 
 def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:

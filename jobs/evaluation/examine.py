@@ -317,22 +317,23 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """The findings for a terminal."""
 
-    def stated(figure: Mapping[str, Any], name: str = "") -> str:
-        return (number if name.endswith("auroc") else share)(figure["value"], figure["interval"])
+    def stated(name: str, figure: Mapping[str, Any]) -> str:
+        value, interval = figure["value"], figure["interval"]
+        return number(value, interval, ".4f") if name.endswith("auroc") else share(value, interval, 5)
 
     shift, shortcuts = found["shifts"], found["shortcuts"]
     lines = ["accuracy; normal against pneumonia: accuracy, AUROC" + ("; refused" if "outliers" in found else "")]
     rows = {"as it is": shift["as it is"], "mean of the shifted copies": shift["mean"], **shortcuts["views"]}
     for name, figures in rows.items():
-        lines.append(f"{name:>28}  " + ";  ".join(stated(of_name, key) for key, of_name in figures.items()))
+        lines.append(f"{name:>28}  " + ";  ".join(itertools.starmap(stated, figures.items())))
     for way, of_way in shortcuts["groups"].items():
         lines += ["", f"accuracy, and AUROC of pneumonia, by {way}; films that are {', '.join(CLASSES)}"]
         for group, values in of_way.items():
-            figures = ";  ".join(stated(values[name], name) for name in ("accuracy", "binary_auroc"))
+            figures = ";  ".join(stated(name, values[name]) for name in ("accuracy", "binary_auroc"))
             lines.append(f"{group:>28}  {figures};  {', '.join(map(str, values['classes']))}")
     if shortcuts["alone"]:
         lines += ["", "AUROC of pneumonia without a look at the film"]
-        lines += [f"{f'{what} is ill':>28}  {stated(figure, 'auroc')}" for what, figure in shortcuts["alone"].items()]
+        lines += [f"{f'{what} is ill':>28}  {stated('auroc', figure)}" for what, figure in shortcuts["alone"].items()]
     outside = shortcuts["heat_outside"]
     heat = share(outside["share"], outside["interval"])
     lines += ["", f"heat outside the central region: {heat}; of a flat map {share(outside['of_a_flat_map'])}"]
@@ -340,7 +341,7 @@ def table(found: Mapping[str, Any]) -> str:
     if "outliers" in found:
         lines += ["", "refused, of pictures that are no upright chest films; AUROC of the features' distance"]
         for kind, values in found["outliers"].items():
-            refused = share(values["refused"], values["intervals"]["refused"])
-            area = number(values["auroc"], values["intervals"]["auroc"])
+            refused = share(values["refused"], values["intervals"]["refused"], 5)
+            area = number(values["auroc"], values["intervals"]["auroc"], ".4f")
             lines.append(f"{kind:>36}  {refused} of {values['count']}; {area}")
     return "\n".join(lines)

@@ -201,7 +201,7 @@ def reliability_bins(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.
 
 def line(name: str, value: float | None, interval: Sequence[float] | None, plain: bool = False) -> str:
     """A figure with its interval for a terminal; a loss or an area as it is, anything else as a share."""
-    return f"{name:>24}  {number(value, interval, '.4f') if plain else share(value, interval)}"
+    return f"{name:>24}  {number(value, interval, '.4f') if plain else share(value, interval, 5)}"
 
 
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:

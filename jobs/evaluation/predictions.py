@@ -15,6 +15,7 @@ from jobs.evaluation import metrics
 from model.labels import CLASSES
 
 COLUMNS = ("name", "patient", "label", *CLASSES, "refused")
+NEEDED = set(COLUMNS) - {"refused"}
 
 
 def write(
@@ -56,7 +57,7 @@ def read(path: Path) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets mark UTF-8 so
             reader = csv.DictReader(file)
-            if absent := {"name", "patient", "label", *CLASSES} - set(reader.fieldnames or ()):
+            if absent := NEEDED - set(reader.fieldnames or ()):
                 raise ValueError(f"no column {', '.join(sorted(absent))}; columns are parted by commas")
             rows = sorted(reader, key=lambda row: row["name"])
         if not rows:

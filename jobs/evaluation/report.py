@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from jobs import check_replaceable, whole
+from jobs import check_replaceable, first_line, whole
 from jobs.datasets.films import Split
 from jobs.datasets.lineage import unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
@@ -54,7 +54,11 @@ def write(
       UsageError: a predictions.csv is there that is none of a report.
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
-    check_replaceable(out / "predictions.csv", ",".join(predictions.COLUMNS), "table of a report")
+    check_replaceable(
+        out / "predictions.csv",
+        lambda path: set(first_line(path).split(",")) >= predictions.NEEDED and not (out / "crossval.json").exists(),
+        "table of a report",
+    )
     out.mkdir(parents=True, exist_ok=True)  # an --out that cannot be is known before the work
     batches = -(-len(split.labels) // BATCH_SIZE)
     before: list[np.ndarray] = []

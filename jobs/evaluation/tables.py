@@ -30,14 +30,14 @@ def number(value: float | None, interval: Sequence[float] | None = ALONE, form: 
     return f"{value:{form}}{_between(interval, form)}"
 
 
-def share(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
-    """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"."""
+def share(value: float | None, interval: Sequence[float] | None = ALONE, width: int = 0) -> str:
+    """0.8126, (0.78, 0.84) -> "81.3 % (78.0 to 84.0)"; `width` lines up what a terminal shows."""
     if value is None:
         return "not defined"
-    return f"{100 * value:.1f} %{_between(interval, '.1f', 100)}"
+    return f"{format(100 * value, '.1f'):>{width}} %{_between(interval, '.1f', 100)}"
 
 
-def points(value: float | None, interval: Sequence[float] | None = ALONE) -> str:
+def points(value: float | None, interval: Sequence[float] | None) -> str:
     """-0.002, (-0.012, 0.008) -> "-0.2 points (-1.2 to +0.8)"."""
     if value is None:
         return "not defined"

@@ -16,7 +16,6 @@ import numpy as np
 from model.preprocess import sample
 
 BATCH_SIZE = 32  # of `views`
-FRAMED = 0.15  # of the views have black strips along all four sides
 DETAIL = (0.01, 0.15)  # of the view's side: standard deviations of the blur that details are finer than
 
 
@@ -99,11 +98,11 @@ def _erase_corners(key: jax.Array, image: jax.Array, strength: Mapping[str, floa
     return jnp.where(erased, image.mean(), image)
 
 
-def _collimate(key: jax.Array, image: jax.Array, bound: float) -> jax.Array:
+def _collimate(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
     """Black strips, what a collimator shades or a viewer adds: along all four sides by chance, else each by its own."""
-    size = image.shape[0]
+    size, bound = image.shape[0], strength["collimation"]
     which, width = jax.random.split(key)
-    narrowest = jnp.where(jax.random.bernoulli(which, FRAMED), 0.0, -3 * bound)  # below 0: none
+    narrowest = jnp.where(jax.random.bernoulli(which, strength["framed"]), 0.0, -3 * bound)  # below 0: none
     top, bottom, left, right = jax.random.uniform(width, (4,), minval=narrowest, maxval=bound) * size
     place = jnp.arange(size)
     rows = (place >= top) & (place < size - bottom)
@@ -131,7 +130,7 @@ def augment(keys: jax.Array, images: jax.Array, size: int, strength: Mapping[str
         if strength["erase_probability"]:
             pixels = _erase_corners(corners, pixels, strength)
         if strength["collimation"]:
-            pixels = _collimate(sides, pixels, strength["collimation"])
+            pixels = _collimate(sides, pixels, strength)
         return pixels
 
     return jax.vmap(one)(keys, images)

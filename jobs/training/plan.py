@@ -68,6 +68,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "augment.erase_probability": (0, 1),
     "augment.erase_side": (0, 1),
     "augment.collimation": (0, 0.45),
+    "augment.framed": (0, 1),
     "temperature": (0.01, 10),
     "mixup_alpha": (0, 100),
     "label_smoothing": (0, 0.999),

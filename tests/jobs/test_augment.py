@@ -157,10 +157,10 @@ def test_erasing_paints_corners_only_with_the_mean(films):
     assert np.allclose(erased[0, 0, 0], plain[0].mean(), atol=1e-6)
 
 
-def test_collimation_blackens_strips_along_a_third_of_the_sides_or_all_four_and_nothing_else(films):
+def test_collimation_blackens_strips_along_a_quarter_of_the_sides_or_all_four_and_nothing_else(films):
     widths = []
     for key in range(50):
-        plain, collimated = view(films, key), view(films, key, collimation=0.25)
+        plain, collimated = view(films, key), view(films, key, collimation=0.25, framed=0.15)
         for before, after in zip(plain, collimated, strict=True):
             rows, columns = np.flatnonzero(after.any(axis=1)), np.flatnonzero(after.any(axis=0))
             top, bottom, left, right = rows[0], 31 - rows[-1], columns[0], 31 - columns[-1]
@@ -172,6 +172,16 @@ def test_collimation_blackens_strips_along_a_third_of_the_sides_or_all_four_and_
     striped = np.array(widths) > 0
     assert 0.25 < striped.mean() < 0.42  # strips of less than a pixel show, or not
     assert 0.07 < striped.all(axis=1).mean() < 0.22
+
+
+def test_views_of_a_network_of_before_there_were_framed_ones_have_no_frames(monkeypatch):
+    monkeypatch.setattr("jobs.training.augment.BATCH_SIZE", 64)
+    images = np.full((128, 32, 32), 200, np.uint8)
+    before = {"crop_area_min": 1.0, "collimation": 0.4}
+    made = views(images, [before, before | {"framed": 1.0}])
+    edges = np.stack([made[:, 0, 16], made[:, -1, 16], made[:, 16, 0], made[:, 16, -1]], axis=1)
+    strips = (edges == 0).all(axis=1)
+    assert strips[:64].mean() < 0.05 and strips[64:].mean() > 0.7
 
 
 def test_views_are_those_that_the_networks_learned_from_in_turn(monkeypatch):

@@ -214,12 +214,15 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     assert np.mean(right) == pytest.approx(measured["accuracy"])
 
 
-def test_evaluate_replaces_no_table_of_predict(run, phantom_data, tmp_path):
+@pytest.mark.parametrize("beside", ("", "crossval.json"))
+def test_evaluate_replaces_no_table_of_another_command(run, phantom_data, tmp_path, beside):
     table = tmp_path / "predictions.csv"
-    table.write_text("file,decision,normal,bacterial,viral,reason\n")
+    table.write_text(f"{'name,patient,label' if beside else 'file,decision'},normal,bacterial,viral,reason\n")
+    (tmp_path / (beside or "notes.txt")).touch()
+    before = table.read_text()
     result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path)
     assert result.returncode == 2 and "predictions.csv is there, and no table of a report" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"] and table.read_text().startswith("file")
+    assert len(list(tmp_path.iterdir())) == 2 and table.read_text() == before
 
 
 def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
@@ -502,12 +505,15 @@ def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
 
 def test_predict_without_files_or_checkpoint(tmp_path):
     result = job("predict", "--out", tmp_path, ROOT / "README.md")
-    assert result.returncode == 2 and f"--out={tmp_path} is a folder; give the file to write" in result.stderr
+    assert result.returncode == 2 and f"{tmp_path} is a folder; give the file to write" in result.stderr
     film = tmp_path / "film.png"
     film.write_bytes(jpeg(1))
     result = job("predict", "--out", film, ROOT / "README.md")
     assert result.returncode == 2 and "is there, and no table of this command; it is not replaced" in result.stderr
     assert film.read_bytes() == jpeg(1)
+    (tmp_path / "mine.csv").write_text("file,decision,normal,bacterial,viral,reason,my reading\n")
+    result = job("predict", "--out", tmp_path / "mine.csv", ROOT / "README.md")
+    assert result.returncode == 2 and "is there, and no table of this command" in result.stderr
     (tmp_path / "empty.csv").write_bytes(b"")  # as mktemp leaves it
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "empty.csv", tmp_path)
     assert result.returncode == 1 and "is not replaced" not in result.stderr
@@ -554,8 +560,11 @@ def test_preview_refuses_what_cannot_be_trained(run, phantom_data, tmp_path):
     Image.fromarray(draw(0).image).save(film)
     before = film.read_bytes()
     result = job(*tiny, "--out", film)
-    assert result.returncode == 2 and "film.png is there, and no contact sheet; it is not replaced" in result.stderr
+    assert result.returncode == 2 and "film.png is there, and no contact sheet of this version; it is not replaced" in result.stderr
     assert film.read_bytes() == before
+    (tmp_path / "folder.png").mkdir()
+    result = job(*tiny, "--out", tmp_path / "folder.png")
+    assert result.returncode == 2 and "folder.png is a folder; give the file to write" in result.stderr
     result = job(*tiny, "--out", tmp_path / "p")
     assert result.returncode == 2 and "p does not end in .png; a PNG is what is written" in result.stderr
     result = job(*tiny, "--config.data.leave_out=.*", "--out", tmp_path / "p.png")

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import cnn
-from jobs.evaluation import cards, intervals, metrics, predictions
+from jobs.evaluation import cards, intervals, metrics, predictions, shifts
 from model.labels import CLASSES, NORMAL
 from model.predictor import Predictor
 from space import app
@@ -29,6 +30,14 @@ def measured():
     return json.loads((ROOT / REPORT / "metrics.json").read_text())
 
 
+def _number(value):
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _told(value, interval):
+    return f"{_number(value)} ({_number(interval[0])} to {_number(interval[1])})"
+
+
 def test_the_report_is_of_these_weights_and_of_films_held_out(predictor, measured):
     assert measured["checkpoint"]["weights"] == list(predictor.weights)
     assert measured["calibration"]["sha256"] == predictor.calibration.sha256
@@ -36,7 +45,9 @@ def test_the_report_is_of_these_weights_and_of_films_held_out(predictor, measure
     # A grid of films, which are not ours to share, stays where it is made.
     heatmaps = REPORT / "heatmaps.png"
     assert str(heatmaps) in (ROOT / ".gitignore").read_text().splitlines()
-    tracked = subprocess.run(["git", "ls-files", heatmaps], cwd=ROOT, capture_output=True, text=True, check=False)
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("what is tracked is known in a clone alone, with git")
+    tracked = subprocess.run(["git", "ls-files", heatmaps], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not tracked.stdout
 
 
@@ -65,40 +76,57 @@ def test_the_card_is_what_the_command_writes(predictor, measured):
 def test_the_readme_tells_the_figures_of_the_report(measured):
     text = " ".join((ROOT / "README.md").read_text().split())
 
-    def number(value):
-        return f"{value:.3f}".removeprefix("0")
-
-    def told(value, interval):
-        return f"{number(value)} ({number(interval[0])} to {number(interval[1])})"
-
     def figure(found):
-        return told(found["value"], found["interval"])
+        return _told(found["value"], found["interval"])
 
     def each(*values):
-        return ", ".join(map(number, values))
+        return ", ".join(map(_number, values))
 
     bounds, views = measured["intervals"], measured["shortcuts"]["views"]
     copies, negatives = measured["shifts"]["mean"], measured["outliers"]
-    accuracy = told(measured["accuracy"], bounds["accuracy"])
-    binary, of_binary = measured["binary"], told(measured["binary"]["accuracy"], bounds["binary"]["accuracy"])
-    phantoms = told(negatives["phantoms"]["refused"], negatives["phantoms"]["intervals"]["refused"])
-    rows = [
-        f"balanced accuracy, macro-F1 | {accuracy}, {each(measured['balanced_accuracy'], measured['macro_f1'])}",
-        f"specificity, AUROC | {of_binary}, {each(binary['sensitivity'], binary['specificity'], binary['auroc'])}",
-        f"bacterial, viral | {each(*(values['sensitivity'] for values in measured['classes'].values()))}",
-        f"(ECE) | {told(measured['log_loss'], bounds['log_loss'])}, {each(measured['brier'], measured['ece'])}",
-        f"(45 copies) | three classes {number(copies['accuracy']['value'])}, "
-        f"pneumonia {number(copies['binary_accuracy']['value'])}, AUROC {number(copies['binary_auroc']['value'])}",
-        f"phantoms | {figure(measured['shifts']['as it is']['refused'])}, {figure(copies['refused'])}, {phantoms}",
-    ]
+    accuracy = _told(measured["accuracy"], bounds["accuracy"])
+    binary, of_binary = measured["binary"], _told(measured["binary"]["accuracy"], bounds["binary"]["accuracy"])
+    phantoms = _told(negatives["phantoms"]["refused"], negatives["phantoms"]["intervals"]["refused"])
+    pneumonia = ("sensitivity", "specificity", "auroc")
+    figures = {
+        "| three classes: accuracy, balanced accuracy, macro-F1": (
+            accuracy,
+            each(measured["balanced_accuracy"], measured["macro_f1"]),
+        ),
+        "| normal against pneumonia: accuracy, sensitivity, specificity, AUROC": (
+            of_binary,
+            each(*(binary[name] for name in pneumonia)),
+        ),
+        "| sensitivity to normal, bacterial, viral": (
+            each(*(values["sensitivity"] for values in measured["classes"].values())),
+        ),
+        "| log loss, Brier score, calibration error (ECE)": (
+            _told(measured["log_loss"], bounds["log_loss"]),
+            each(measured["brier"], measured["ece"]),
+        ),
+        f"({shifts.COUNT - len(shifts.VIEWS)} copies)": (
+            f"three classes {_number(copies['accuracy']['value'])}",
+            f"pneumonia {_number(copies['binary_accuracy']['value'])}",
+            f"AUROC {_number(copies['binary_auroc']['value'])}",
+        ),
+        "of the 45 copies, of drawn phantoms": (
+            figure(measured["shifts"]["as it is"]["refused"]),
+            figure(copies["refused"]),
+            phantoms,
+        ),
+    }
     for view, words in (("mirrored", "mirrored"), ("four changes at once", "with four of these changes at once")):
         found = views[view]
-        rows.append(
-            f"films {words} | three classes {figure(found['accuracy'])}, pneumonia {figure(found['binary_accuracy'])}, "
-            f"AUROC {number(found['binary_auroc']['value'])}"
+        figures[f"| the same films {words}"] = (
+            f"three classes {figure(found['accuracy'])}",
+            f"pneumonia {figure(found['binary_accuracy'])}",
+            f"AUROC {_number(found['binary_auroc']['value'])}",
         )
-    for row in rows:
-        assert f"{row} |" in text, row
+    border = figure(views["border only"]["binary_auroc"])
+    assert f"tells pneumonia from normal with an AUROC of {border}" in text
+    assert f"on the {measured['count']} validation films of {measured['patients']} children" in text
+    for what, values in figures.items():
+        assert f"{what} | {', '.join(values)} |" in text, what
 
 
 def test_the_readme_tells_which_films_are_answered_wrong():
@@ -111,6 +139,7 @@ def test_the_readme_tells_which_films_are_answered_wrong():
     wrong = answers != written.labels
     mixed = wrong & (answers != NORMAL) & (written.labels != NORMAL)
     odd = np.array([bool(re.search(cnn.get_config().data.leave_out, name)) for name in written.names])
+    # Below 447 viral films may be mixed: "Films left out of training" in docs/experiments.md.
     low = ~odd & (written.labels == CLASSES.index("viral")) & (np.array(numbers) < 447)
     rest = ~odd & ~low
     assert f"Of its {wrong.sum()} wrong answers {mixed.sum()} take bacterial for viral" in text
@@ -120,8 +149,10 @@ def test_the_readme_tells_which_films_are_answered_wrong():
     on_rest = written.labels[rest], written.probabilities[rest]
     figures = metrics.score(*on_rest)
     bounds = intervals.intervals(*on_rest, [one for one, kept in zip(written.patients, rest, strict=True) if kept])
-    told = []
-    for name in ("accuracy", "macro_f1"):
-        value, low_bound, high_bound = (f"{one:.3f}"[1:] for one in (figures[name], *bounds[name]))
-        told.append(f"{value} ({low_bound} to {high_bound})")
-    assert f"three classes have {told[0]} and macro-F1 {told[1]}" in text
+    accuracy, macro_f1 = (_told(figures[name], bounds[name]) for name in ("accuracy", "macro_f1"))
+    assert f"three classes have {accuracy} and macro-F1 {macro_f1}" in text
+    normal = written.labels == NORMAL
+    children = len({patient for patient, one in zip(written.patients, normal, strict=True) if one})
+    assert not wrong[normal].any()
+    assert f"No normal film was called ill, of {children} children; it may happen to" in text
+    assert f"to {300 / children:.0f} % of other such children" in text
