@@ -26,6 +26,7 @@ from model.weights.source import Source
 MAY_CHANGE = ("epochs", "early_stopping_epochs", "resume", "data.dir", "data.resident")  # when a run is resumed
 # What a run did that was begun before there was such a field, or does since it is gone.
 ABSENT = {
+    "augment.framed": 0.15,  # of runs since f4abbd0, before which there were no such views
     "data.folds": 0,
     "data.fold": 0,
     "data.leave_out": "",

@@ -105,7 +105,7 @@ def test_table_shows_every_figure_with_its_interval():
     found = intervals(labels, probabilities, list("abcdefgh"))
     lines = metrics.table(metrics.score(labels, probabilities), found).splitlines()
     low, high = (100 * edge for edge in found["accuracy"])
-    assert f"                accuracy  75.0 % ({low:.1f} to {high:.1f})" in lines
+    assert f"                accuracy   75.0 % ({low:.1f} to {high:.1f})" in lines
     low, high = found["log_loss"]
     assert any(line.endswith(f" ({low:.4f} to {high:.4f})") and "log loss" in line for line in lines)
     assert not any("%" in line for line in lines if "auroc" in line)
