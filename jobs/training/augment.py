@@ -103,7 +103,7 @@ def _collimate(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
     size, bound = image.shape[0], strength["collimation"]
     which, width = jax.random.split(key)
     narrowest = jnp.where(jax.random.bernoulli(which, strength["framed"]), 0.0, -3 * bound)  # below 0: none
-    top, bottom, left, right = jax.random.uniform(width, (4,), minval=narrowest, maxval=bound) * size
+    top, bottom, left, right = jnp.ceil(jax.random.uniform(width, (4,), minval=narrowest, maxval=bound) * size)
     place = jnp.arange(size)
     rows = (place >= top) & (place < size - bottom)
     columns = (place >= left) & (place < size - right)
