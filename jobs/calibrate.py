@@ -154,7 +154,10 @@ def table(calibration: Calibration) -> str:
     """What was fitted, for a terminal."""
     bias = ", ".join(f"{name} {value:+.3f}" for name, value in zip(CLASSES, calibration.bias, strict=True))
     told = "validation" if calibration.facts["prior"] is None else "at that prior"
-    lines = [f"temperature {calibration.temperature:.3f}; bias {bias}", "", f"{told:>16}  before   after"]
+    lines = [f"temperature {calibration.temperature:.3f}; bias {bias}"]
+    if calibration.temperature > 0.999 * fit.TEMPERATURE_MAX:
+        lines.append("No temperature fits: the probabilities say no more of these films than guesses; train longer.")
+    lines += ["", f"{told:>16}  before   after"]
     before, after = calibration.facts["before"], calibration.facts["after"]
     lines += [f"{name.replace('_', ' '):>16}  {before[name]:.4f}  {after[name]:.4f}" for name in metrics.LOSSES]
     lines += ["", f"uncertain below a top probability of {calibration.confidence:.3f}"]

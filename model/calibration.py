@@ -33,7 +33,8 @@ class Calibration:
       confidence: below this top probability a decision is *uncertain*.
       operating_points: by name, the probability of pneumonia from which a film is called pneumonia.
       outliers: what is not like the training films.
-      facts: JSON values of how it was fitted: dataset, split, films, prior, log loss before and after.
+      facts: JSON values of how it was fitted: dataset, split, prior, how many films and patients there were, the losses
+        before and after, the figures that a person is told.
     """
 
     weights: tuple[str, ...]

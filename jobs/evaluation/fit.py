@@ -17,6 +17,7 @@ from model.outliers import Member, Outliers, thumbnails
 UNDECIDED = 0.1  # share of the validation films, the least sure ones, that are *uncertain*
 FALSE_REFUSALS = 0.01  # share of the validation films that are called unlike the training films
 SENSITIVITY, SPECIFICITY = 0.98, 0.95  # at least, of the operating points `screening` and `specific`
+TEMPERATURE_MAX = 100.0  # all answers are nearly alike by then; what tells nothing would have an infinite one
 COMPONENTS = 256  # of the features that the Gaussians are fitted to, at most
 
 
@@ -35,7 +36,7 @@ def temperature(
         a bias a class is fitted, too; without one, it is zero.
 
     Returns:
-      (temperature, bias); the bias sums to zero.
+      (temperature, bias); the temperature is at most TEMPERATURE_MAX, the bias sums to zero.
     """
     weights = as_often(labels, prior) / len(labels)
     shares = np.bincount(labels, weights, minlength=len(CLASSES))  # those of the prior, or of the films
@@ -53,8 +54,10 @@ def temperature(
         scaled = rescale(probabilities, *unpack(parameters))
         return -float((targets * np.log(np.maximum(scaled, SMALLEST))).sum())
 
-    # The loss is convex in (1 / temperature, bias), so what is found is the minimum.
-    found = optimize.minimize(loss, np.zeros(1 if prior is None else len(CLASSES)), method="Nelder-Mead", tol=1e-8)
+    # The loss is convex in (1 / temperature, bias), so what is found is the minimum. Where that is at 0 or below, as of
+    # a network that takes bacterial films for viral ones, the bound keeps its answers apart.
+    bounds = [(None, np.log(TEMPERATURE_MAX)), (None, None), (None, None)][: 1 if prior is None else len(CLASSES)]
+    found = optimize.minimize(loss, np.zeros(len(bounds)), method="Nelder-Mead", bounds=bounds, tol=1e-8)
     return unpack(found.x)
 
 

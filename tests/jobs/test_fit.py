@@ -51,6 +51,15 @@ def test_films_that_are_all_right_make_nothing_certain():
     assert rescale(right, temperature, bias)[0] == pytest.approx([31 / 33, 1 / 33, 1 / 33], abs=1e-3)
 
 
+@pytest.mark.parametrize("prior", [None, (0.34, 0.33, 0.33)])
+def test_answers_no_better_than_guesses_are_not_made_alike(prior):
+    confused = TRUE[:, [0, 2, 1]]  # bacterial and viral change places
+    confused = confused**9 / (confused**9).sum(axis=1, keepdims=True)
+    temperature, bias = fit.temperature(LABELS, confused, prior)  # without a bound, above 2,000
+    assert temperature == pytest.approx(100)
+    assert len(np.unique(rescale(confused, temperature, bias)[:, 0].round(7))) > 1000
+
+
 def test_a_stated_prior_is_met():
     # Where the classes are as common as here, nothing is to be changed; elsewhere Bayes' theorem says how much.
     shares = np.bincount(LABELS) / len(LABELS)
