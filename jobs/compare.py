@@ -20,7 +20,7 @@ from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
 from jobs.evaluation.intervals import enough
 from jobs.evaluation.predictions import Predictions
-from jobs.evaluation.tables import number
+from jobs.evaluation.tables import counted, number
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
@@ -32,10 +32,12 @@ def main(arguments: list[str]) -> None:
     first, second = (predictions.read(Path(argument)) for argument in arguments)
     different = "the two are not of the same films: {}; evaluate both on the same split"
     if missing := set(first.names) ^ set(second.names):
-        raise JobError(different.format(f"{len(missing)} films are in one alone, such as {min(missing)}"))
+        raise JobError(different.format(f"{counted(len(missing), 'film')} in one alone, such as {min(missing)}"))
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
         if differing := [name for name, a, b in zip(first.names, one, other, strict=True) if a != b]:
-            raise JobError(different.format(f"their {what} differ in {len(differing)} films, such as {differing[0]}"))
+            raise JobError(
+                different.format(f"their {what} differ in {counted(len(differing), 'film')}, such as {differing[0]}")
+            )
     print(table(first, second))
 
 
@@ -58,7 +60,8 @@ def table(first: Predictions, second: Predictions) -> str:
             for label, name in enumerate(CLASSES)
         },
     }
-    lines = [f"{len(labels)} films of {len(set(first.patients))} patients; first minus second, 95 % interval"]
+    films, people = counted(len(labels), "film"), counted(len(set(first.patients)), "patient")
+    lines = [f"{films} of {people}; first minus second, 95 % interval"]
     for name, value in rows:
         if value is None:
             lines.append(f"{name:>24}  not defined")
@@ -66,7 +69,7 @@ def table(first: Predictions, second: Predictions) -> str:
         interval = value["interval"]
         mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
         if mark and name in differing and not enough(differ := patients[differing[name]]):
-            mark = f"  {len(set(differ))} patients decided differently"
+            mark = f"  {counted(len(set(differ)), 'patient')} decided differently"
         lines.append(f"{name:>24}  {number(value['difference'], interval, '+.4f')}{mark}")
     for name, right in (
         ("three classes", [decided == labels for decided in (one, other)]),
@@ -74,14 +77,22 @@ def table(first: Predictions, second: Predictions) -> str:
     ):
         test = comparison.mcnemar(*right)
         lines.append(
-            f"McNemar, {name}: {test.only_first} films right in the first alone, {test.only_second} in the second; "
-            f"p = {test.p_value:.3g}"
+            f"McNemar, {name}: {counted(test.only_first, 'film')} right in the first alone, "
+            f"{test.only_second} in the second; p = {test.p_value:.3g}"
         )
     if 2 <= (labels == NORMAL).sum() <= len(labels) - 2:
         areas = comparison.delong(labels != NORMAL, *(1 - p.probabilities[:, NORMAL] for p in (first, second)))
-        lines.append(f"DeLong, pneumonia: AUROC {areas.first:.4f} and {areas.second:.4f}; p = {areas.p_value:.3g}")
+        p_value = "not defined, as neither has a spread" if np.isnan(areas.p_value) else f"{areas.p_value:.3g}"
+        lines.append(f"DeLong, pneumonia: AUROC {areas.first:.4f} and {areas.second:.4f}; p = {p_value}")
     if len(set(first.patients)) < len(labels):
-        lines.append("McNemar and DeLong take films for independent; the intervals know that some are of one patient.")
+        lines.append(
+            "McNemar and DeLong take films for independent; "
+            + (
+                "the intervals know that some are of one patient."
+                if enough(first.patients)
+                else "of so few patients their p says nothing."
+            )
+        )
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from jobs.evaluation.intervals import RESAMPLES
 from jobs.evaluation.metrics import BINS
 from jobs.evaluation.report import HELD_OUT, from_elsewhere
 from jobs.evaluation.shifts import SHIFTS
-from jobs.evaluation.tables import markdown, number, points, share
+from jobs.evaluation.tables import NO_WIDTH, markdown, number, points, share
 from model import checkpoint
 from model.labels import CLASSES
 from model.predictor import Predictor
@@ -246,9 +246,8 @@ Three-class accuracy, balanced accuracy and macro-F1; for normal against pneumon
 and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of equal width and of equal mass) for the
 probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
 patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals reach as
-far as those of reflected and of re-centred resamples. An interval of no width says only that all patients are alike in
-this: where the films of none of n patients are wrong, those of up to 3 in n others like them may be (Hanley and
-Lippman-Hand 1983). Thresholds were chosen on the validation split and nowhere else."""
+far as those of reflected and of re-centred resamples. Thresholds were chosen on the validation split and nowhere else.
+{NO_WIDTH[:-1]} (Hanley and Lippman-Hand 1983)."""
 
 
 def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
@@ -441,7 +440,7 @@ def _guidelines(external: bool) -> str:
         ["TRIPOD+AI 15 model output", "Quantitative analyses (probabilities, thresholds)"],
         ["TRIPOD+AI 16 training against evaluation", "Evaluation data"],
         ["TRIPOD+AI 17 ethical approval", "Ethical considerations"],
-        ["TRIPOD+AI 18 open science", "Model details; Training data"],
+        ["TRIPOD+AI 18 open science: code, data; funding, registration", "Model details; Training data; none"],
         ["TRIPOD+AI 19 patient and public involvement", "none"],
         ["TRIPOD+AI 20, 21 participants and model development", "Training data; Evaluation data"],
         ["TRIPOD+AI 22 model specification", "Model details (the weights themselves)"],

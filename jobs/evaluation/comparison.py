@@ -25,8 +25,7 @@ class DeLong(NamedTuple):
 
     first: float
     second: float
-    standard_error: float  # of the difference
-    p_value: float  # two-sided
+    p_value: float  # two-sided; NaN where the areas differ and neither has a spread, as of films told without fault
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
@@ -65,8 +64,8 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     error = float(np.sqrt(max(variance, 0)))
     difference = areas[0] - areas[1]
-    p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
-    return DeLong(float(areas[0]), float(areas[1]), error, float(p_value))
+    p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else 1.0 if difference == 0 else np.nan
+    return DeLong(float(areas[0]), float(areas[1]), float(p_value))
 
 
 def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation.tables import number, share
+from jobs.evaluation.tables import NO_WIDTH, counted, number, share
 from model.labels import CLASSES, NORMAL
 
 BINS = 15
@@ -207,18 +207,24 @@ def line(name: str, value: float | None, interval: Sequence[float] | None, plain
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
     """The figures of `score`, with their intervals, for a terminal."""
 
+    widths = []
+
     def stated(name: str, *path: str) -> str:
         value: Any = measured
         interval: Any = intervals
         for step in path:
             value, interval = value[step], interval[step]
+        if interval:
+            widths.append(interval[1] - interval[0])
         return line(name, value, interval, plain=path[-1] in PLAIN)
 
-    lines = [f"{measured['count']} films; 95 % intervals over resampled patients"]
+    lines = [f"{counted(measured['count'], 'film')}; 95 % intervals over resampled patients"]
     overall = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece", "ece_equal_mass")
     lines += [stated(name.replace("_", " "), name) for name in overall]
     lines += [stated(f"pneumonia {name}", "binary", name) for name in measured["binary"]]
     for name, figures in measured["classes"].items():
-        lines += ["", f"{name}, {figures['count']} films"]
+        lines += ["", f"{name}, {counted(figures['count'], 'film')}"]
         lines += [stated(figure.replace("_", " "), "classes", name, figure) for figure in figures if figure != "count"]
+    if 0 in widths:
+        lines += ["", NO_WIDTH]
     return "\n".join(lines)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# Hanley and Lippman-Hand 1983.
+NO_WIDTH = """\
+An interval of no width says only that all patients are alike in this: where the films of none of n patients are wrong,
+those of up to 3 in n others like them may be."""
 ALONE = ()  # in the place of an interval: the figure is told without one
 
 
@@ -51,6 +55,11 @@ def _between(interval: Sequence[float] | None, form: str, scale: float = 1) -> s
         return ""
     low, high = interval
     return f" ({scale * low:{form}} to {scale * high:{form}})"
+
+
+def counted(count: int, what: str) -> str:
+    """1, "film" -> "1 film"; 5232, "film" -> "5,232 films"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

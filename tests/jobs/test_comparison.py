@@ -188,9 +188,12 @@ def test_delong_is_its_definition():
     truth = labels != 0
     test = comparison.delong(truth, *scores)
     expected = delong_by_definition(truth, *scores)
-    np.testing.assert_allclose(test[:3], expected, rtol=1e-9)
+    np.testing.assert_allclose(test[:2], expected[:2], rtol=1e-9)
     assert test.p_value == pytest.approx(2 * stats.norm.sf(abs(expected[0] - expected[1]) / expected[2]))
     assert comparison.delong(truth, scores[0], scores[0]).p_value == 1
+    truth = np.array([False, False, True, True])
+    two = comparison.delong(truth, truth.astype(float), np.zeros(4))  # neither area has a spread
+    assert (two.first, two.second) == (1, 0.5) and np.isnan(two.p_value)
     with pytest.raises(ValueError, match="80 positives and 0 negatives; two of each"):
         comparison.delong(np.ones(80, bool), *scores)
     with pytest.raises(ValueError, match="1 positives and 79 negatives"):
@@ -310,7 +313,8 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
         compare.main([str(a), str(tmp_path / "sick.csv")])
     compare.main([str(others), str(others)])
     told = capsys.readouterr().out
-    assert "300 films of 1 patients" in told and told.count("(too few patients for an interval)") == 14
+    assert "300 films of 1 patient; first" in told and "of so few patients their p says nothing." in told
+    assert told.count("(too few patients for an interval)") == 14
     nobody = write(tmp_path / "nobody.csv", labels, probabilities, patients=["p"] * 298 + ["", ""])
     with pytest.raises(JobError, match="nobody.csv holds no predictions .2 of 300 rows name no patient"):
         compare.main([str(nobody), str(nobody)])
@@ -318,8 +322,12 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     compare.main([str(one), str(one)])  # with one film of pneumonia no spread is known
     assert "DeLong, pneumonia" not in capsys.readouterr().out
     fewer = write(tmp_path / "fewer.csv", labels[:299], probabilities[:299])
-    with pytest.raises(JobError, match="1 films are in one alone, such as film0299; evaluate both on the same split"):
+    with pytest.raises(JobError, match="same films: 1 film in one alone, such as film0299; evaluate both on the same"):
         compare.main([str(a), str(fewer)])
+    few = write(tmp_path / "few.csv", four := np.array([0, 0, 1, 1]), np.eye(3)[four])
+    even = write(tmp_path / "even.csv", four, np.full((4, 3), 1 / 3))
+    compare.main([str(few), str(even)])
+    assert "AUROC 1.0000 and 0.5000; p = not defined, as neither has a spread" in capsys.readouterr().out
     flipped = write(tmp_path / "flipped.csv", (labels + 1) % 3, probabilities)
     with pytest.raises(JobError, match="their labels differ"):
         compare.main([str(a), str(flipped)])

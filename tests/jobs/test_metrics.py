@@ -6,6 +6,7 @@ from sklearn import metrics as reference
 
 from jobs.evaluation import metrics
 from jobs.evaluation.intervals import intervals
+from jobs.evaluation.tables import NO_WIDTH
 
 # Truth normal, normal, bacterial, viral; the second is called bacterial.
 LABELS = np.array([0, 0, 1, 2])
@@ -103,7 +104,11 @@ def test_wrong_input_is_named(labels, probabilities, message):
 def test_table_shows_every_figure_with_its_interval():
     labels, probabilities = np.tile(LABELS, 2), np.tile(PROBABILITIES, (2, 1))
     found = intervals(labels, probabilities, list("abcdefgh"))
-    lines = metrics.table(metrics.score(labels, probabilities), found).splitlines()
+    told = metrics.table(metrics.score(labels, probabilities), found)
+    assert told.endswith(f"\n\n{NO_WIDTH}")  # sensitivity to viral films is 100.0 % (100.0 to 100.0)
+    wide = metrics.each(found, lambda _: [0.1, 0.9])
+    assert NO_WIDTH not in metrics.table(metrics.score(labels, probabilities), wide)
+    lines = told.removesuffix(NO_WIDTH).splitlines()
     low, high = (100 * edge for edge in found["accuracy"])
     assert f"                accuracy   75.0 % ({low:.1f} to {high:.1f})" in lines
     low, high = found["log_loss"]
