@@ -18,6 +18,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_DISK = (
     *_FULL,
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
 )
 
 
@@ -142,18 +143,22 @@ def printable(path: Path) -> str:
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def check_replaceable(out: Path, ours: Callable[[Path], bool], what: str) -> None:
+def check_replaceable(out: Path, ours: Callable[[Path], bool], what: str, flag: str = "--out") -> None:
     """Raises UsageError where `out` is a folder, or a file that is not empty and not `ours`, as `what` says it."""
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give the file to write")
     if out.is_file() and out.stat().st_size and not ours(out):
-        raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another --out")
+        raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another {flag}")
 
 
-def first_line(path: Path) -> str:
-    """The first line of a text file, without its end; of other files whatever it is."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:  # spreadsheets mark UTF-8 so
-        return file.readline(10_000).rstrip("\n")
+def headed(pattern: str) -> Callable[[Path], bool]:
+    """Whether the first line of a file begins as the regular expression says."""
+
+    def so(path: Path) -> bool:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:  # spreadsheets mark UTF-8 so
+            return re.match(pattern, file.readline(10_000).rstrip("\n")) is not None
+
+    return so
 
 
 @contextlib.contextmanager

@@ -26,10 +26,10 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs import run, whole
+from jobs import check_replaceable, headed, run, whole
 from jobs.datasets.chest_xray import audit as facts
 from jobs.datasets.chest_xray.audit import Image, Told
-from jobs.datasets.chest_xray.audit_page import page
+from jobs.datasets.chest_xray.audit_page import HEAD, page
 from jobs.evaluation import plots
 
 _SOURCE = flags.DEFINE_string("source", None, "A folder or zip of chest X-rays.", required=True)
@@ -42,6 +42,9 @@ def main() -> None:
 
 def audit(source: Path, out: Path, console: Console) -> None:
     """Reads `source`, prints its facts and writes them to `out`."""
+    check_replaceable(out / "audit.md", headed(HEAD), "table of an audit")
+    if not (out / "audit.md").exists():
+        check_replaceable(out / "audit.png", lambda _: False, "picture of an audit")
     out.mkdir(parents=True, exist_ok=True)
     with Progress(
         TextColumn("reading"), BarColumn(), TextColumn("{task.percentage:.0f} %"),

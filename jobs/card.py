@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jobs import JobError, check_replaceable, first_line, run, whole
+from jobs import JobError, check_replaceable, headed, run, whole
 from jobs.evaluation import cards
 from jobs.evaluation.report import TRAINED_ON
 from model.checkpoint import CheckpointError
@@ -39,7 +39,7 @@ def main() -> None:
     folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
     folder, measured = _report(predictor, directory, folders)
     out = Path(_OUT.value) if _OUT.value else directory / cards.FILE
-    check_replaceable(out, lambda path: first_line(path).startswith(cards.TITLE), "model card")
+    check_replaceable(out, headed(cards.TITLE), "model card")
     try:
         text = cards.card(predictor, measured, folder)
     except KeyError as missing:

@@ -55,8 +55,10 @@ def main() -> None:
     print(f"{_CHECKPOINT.value}, step {', '.join(map(str, predictor.steps))}, on {split.facts['name']} {_SPLIT.value}")
     if report.from_elsewhere(predictor, split.facts):
         print(f"These films are of another source than those of training: {split.facts['citation']}")
-    if measured["films_are"] != report.HELD_OUT:
-        print(f"These films are {measured['films_are']}: where it has seen them, the figures flatter it.")
+    if measured["films_are"] == report.TRAINED_ON:
+        print("The model was trained on films of this split, so these figures flatter it.")
+    elif measured["films_are"] != report.HELD_OUT:
+        print(f"These films are {measured['films_are']}: where the model has seen them, the figures flatter it.")
     if unnamed := sum(not films.named(patient) for patient in split.patients):
         print(
             f"{unnamed} of {len(split.patients)} films name no patient and count as of one each: where some are of one "

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import JobError, UsageError, check_replaceable, first_line, printable, run, walk, whole
+from jobs import JobError, UsageError, check_replaceable, headed, printable, run, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     print(f"{out}: {', '.join(f'{count} {decision}' for decision, count in decisions.most_common())}")
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        print(f"refused {'all' if len(reasons) == 1 else 'most often'} ({count}): {reason}")
+        print(f"refused{'' if len(reasons) == 1 else ', most often'} ({count}): {reason}")
     if predictor.calibration is None:
         print(
             "Not calibrated: the probabilities are as the networks give them, and no film is uncertain or too unlike."
@@ -60,11 +60,12 @@ def gather(sources: list[Path], out: Path) -> list[Path]:
       UsageError: `out` is no place for a table.
       JobError: none of the sources is there, or they hold no file.
     """
-    check_replaceable(out, lambda path: first_line(path) == ",".join(COLUMNS), "table of this command")
+    check_replaceable(out, headed(",".join(COLUMNS) + "$"), "table of this command")
     if not any(os.path.lexists(source) for source in sources):
         raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
     files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
-    files = [file for file in files if file.absolute() != out.absolute()]  # the table of the last time
+    table = os.path.realpath(out)  # of the last time
+    files = [file for file in files if os.path.realpath(file) != table]
     if not files:
         raise JobError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
     return files

@@ -32,7 +32,7 @@ from model.weights import WeightsError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live; runs/sweep-CONFIG where none is given.")
-_GRID = flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,VALUE", required=True)
+_GRID = flags.DEFINE_string("grid", None, "FIELD=VALUE,VALUE;FIELD=VALUE,VALUE, such as 'mixup=0,.2'.", required=True)
 flags.mark_flag_as_required("config")
 
 

@@ -16,6 +16,7 @@ from model.labels import CLASSES
 
 COLUMNS = ("name", "patient", "label", *CLASSES, "refused")
 NEEDED = set(COLUMNS) - {"refused"}
+HEAD = f"{','.join(COLUMNS[:-1])}(,{COLUMNS[-1]})?$"  # the first line; once there was no `refused`
 
 
 def write(

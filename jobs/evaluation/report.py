@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from jobs import check_replaceable, first_line, whole
+from jobs import check_replaceable, headed, whole
 from jobs.datasets.films import Split
 from jobs.datasets.lineage import unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
@@ -24,6 +24,11 @@ TRAINED_ON, HELD_OUT = "trained on", "held out"
 # Of either of these nobody has checked whether a patient is in both.
 APART = "prepared apart from the training data"
 UNCHECKED = "held out, but perhaps not from the weights that the training began with"
+OF_FULL = ("shifts.png", "maps.png")
+PLOTS = (
+    *("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "risk_coverage.png"),
+    *("class_distribution.png", "heatmaps.png", *OF_FULL),
+)
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
@@ -51,14 +56,10 @@ def write(
       The contents of metrics.json, and the paths of what was written.
 
     Raises:
-      UsageError: a predictions.csv is there that is none of a report.
+      UsageError: what would be replaced there is none of a report.
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
-    check_replaceable(
-        out / "predictions.csv",
-        lambda path: set(first_line(path).split(",")) >= predictions.NEEDED and not (out / "crossval.json").exists(),
-        "table of a report",
-    )
+    _check_replaceable(out)
     out.mkdir(parents=True, exist_ok=True)  # an --out that cannot be is known before the work
     batches = -(-len(split.labels) // BATCH_SIZE)
     before: list[np.ndarray] = []
@@ -131,23 +132,35 @@ def write(
         "class_distribution.png": lambda path: plots.class_distribution({split_name: split.labels}, path),
         "heatmaps.png": lambda path: plots.heatmap_grid(cases(split, probabilities, heatmaps), path),
     }
-    of_full: dict[str, Callable[[Path], Any]] = {
-        "shifts.png": lambda path: plots.shift_curves(measured["shifts"], path),
-        "maps.png": lambda path: plots.map_methods(measured["maps"], path),
-    }
     if full:
-        parts |= of_full
+        parts["shifts.png"] = lambda path: plots.shift_curves(measured["shifts"], path)
+        parts["maps.png"] = lambda path: plots.map_methods(measured["maps"], path)
     # What is in the folder belongs together: metrics.json goes first and comes back last.
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
         for name, make in parts.items():
             make(Path(scratch) / name)
-        for name in ("metrics.json", *of_full):
+        for name in ("metrics.json", *OF_FULL):
             (out / name).unlink(missing_ok=True)
         for name in parts:
             (Path(scratch) / name).replace(out / name)
     with whole(out / "metrics.json") as path:
         path.write_text(json.dumps(measured, indent=1))
     return measured, [out / name for name in ("metrics.json", *parts)]
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raises UsageError where a file of `out` that a report would replace is of none."""
+    table = out / "predictions.csv"
+    check_replaceable(
+        table,
+        lambda path: headed(predictions.HEAD)(path) and not (out / "crossval.json").exists(),
+        "table of a report",
+    )
+    check_replaceable(
+        out / "metrics.json", lambda path: path.read_bytes().startswith(b'{\n "checkpoint": {'), "figures of a report"
+    )
+    for name in () if table.exists() else PLOTS:  # that table is the first of a report to be there
+        check_replaceable(out / name, lambda _: False, "picture of a report")
 
 
 def from_elsewhere(predictor: Predictor, facts: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from jobs import UsageError, whole
+from jobs import UsageError, check_replaceable, whole
 from jobs.datasets import films
 from jobs.evaluation import intervals, metrics, predictions, tables
 from jobs.training.plan import FIGURES
@@ -31,7 +31,8 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
     """The members: every fold with the first seed, then with the next.
 
     Raises:
-      UsageError: the config holds out a fold of its own, or learns no classes.
+      UsageError: the config holds out a fold of its own, or learns no classes; or a file of `workdir` that would be
+        replaced is none of cross-validation.
       JobError: the films are not prepared, or a class has fewer patients than there are folds.
     """
     if config.objective != "supervised":
@@ -41,6 +42,9 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
         )
     if config.data.folds:
         raise UsageError(f"config.data.folds is {config.data.folds}; leave it at 0 and give --folds")
+    if not any(workdir.glob(f"{MEMBER}*")):
+        for name in FILES:
+            check_replaceable(workdir / name, lambda _: False, "result of cross-validation", "--workdir")
     # More folds than can be dealt are refused before so many configs are made.
     films.read(Path(config.data.dir), config.data.dataset, "validation", decoded=False, folds=folds)
     members = []
@@ -135,7 +139,7 @@ def document(measured: dict[str, Any]) -> str:
     return f"""# Cross-validation
 
 {config["model"]["architecture"]} on {measured["dataset"]["name"]}, {measured["pooled"]["count"]} films of \
-{measured["patients"]} patients in {folds} folds, {len(rows) // folds} seeds.
+{measured["patients"]} patients in {folds} folds, {tables.counted(len(rows) // folds, "seed")}.
 
 ## Each member on the fold that it did not train on
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
-from jobs import UsageError, whole
+from jobs import UsageError, check_replaceable, headed, whole
 from jobs.evaluation import tables
 from jobs.training.loop import score
 from jobs.training.plan import FIGURES, flatten, plain
@@ -25,6 +25,7 @@ from jobs.training.runs import Run, seconds
 from model import checkpoint
 
 FILES = ("sweep.md", "sweep.csv")
+SHARED = ("objective", "data.dir", "data.dataset", "data.folds", "data.fold")  # else they are of other films
 NAME_BYTES = 255  # of a file or a folder, on the common file systems
 
 NOTE = """The figures of a run are those of its best epoch. The first row is the best of many on the same validation
@@ -61,8 +62,11 @@ def parse(grid: str, config: ConfigDict) -> dict[str, list[Any]]:
         if not name.strip() or not texts.strip():
             raise UsageError(f"--grid has {part!r}; FIELD=VALUE,VALUE is needed, such as learning_rate=1e-3,2e-3")
         field = resolve(name.strip(), list(fields))
-        if field.startswith("select."):
-            raise UsageError(f"--grid has {field}, which ranks the runs; set it for all: --config.{field}=VALUE")
+        if field.startswith("select.") or field in SHARED:
+            raise UsageError(
+                f"--grid has {field}, which runs that are ranked must share; set it for all: --config.{field}=VALUE"
+                + ("; python jobs/crossval.py holds out every fold" if "fold" in field else "")
+            )
         if field in parsed:
             raise UsageError(f"--grid has {field} twice; give all of its values at once, separated by commas")
         # A comma inside of parentheses is one of a tuple; of braces or brackets, one of a regular expression.
@@ -124,8 +128,10 @@ def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -
     """The cells of the grid; their folders are named for their values, whatever order the grid was typed in.
 
     Raises:
-      UsageError: such a name is too long for a folder.
+      UsageError: such a name is too long for a folder; or a table in `workdir` is none of a sweep.
     """
+    for name, head in zip(FILES, (r"# [\d,]+ runs? by ", "run,"), strict=True):
+        check_replaceable(workdir / name, headed(head), "table of a sweep", "--workdir")
     cells = []
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
@@ -179,7 +185,7 @@ def document(rows: Sequence[Row], metric: str) -> str:
             table.append([*values, *(tables.figure(row.figures[name]) for name in figures), *cost])
         else:
             table.append([*values, "diverged", *[""] * (len(figures) + 2)])
-    return f"# {len(rows)} runs by {metric}\n\n{tables.markdown(table)}\n\n{NOTE}"
+    return f"# {tables.counted(len(rows), 'run')} by {metric}\n\n{tables.markdown(table)}\n\n{NOTE}"
 
 
 def write(rows: Sequence[Row], metric: str, workdir: Path) -> None:

@@ -120,5 +120,12 @@ def test_the_command_writes_a_page_and_a_picture(flawed, tmp_path):
     with Image.open(tmp_path / "out/audit.png") as picture:
         assert picture.width > 1000
         assert np.asarray(picture.convert("L")).std() > 5
+    done(job("audit", "--source", ".", "--out", tmp_path / "out", cwd=flawed))  # over that of the last time
+    assert (tmp_path / "out/audit.md").read_text() == text
+    for name in ("audit.md", "audit.png"):
+        (mine := tmp_path / name).write_text("# mine")
+        result = job("audit", "--source", flawed, "--out", tmp_path)
+        assert result.returncode == 2 and f"{mine} is there, and no" in result.stderr and mine.read_text() == "# mine"
+        mine.unlink()
     result = job("audit", "--source", tmp_path / "absent")
     assert result.returncode == 1 and "absent" in result.stderr and "Traceback" not in result.stderr

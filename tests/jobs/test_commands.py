@@ -19,7 +19,7 @@ from PIL import Image
 from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
-from jobs.evaluation import fit
+from jobs.evaluation import fit, predictions
 from jobs.training.augment import views
 from model import checkpoint
 from model.predictor import Predictor
@@ -214,15 +214,22 @@ def test_evaluate_writes_figures_predictions_and_plots(run, phantom_data, tmp_pa
     assert np.mean(right) == pytest.approx(measured["accuracy"])
 
 
-@pytest.mark.parametrize("beside", ("", "crossval.json"))
-def test_evaluate_replaces_no_table_of_another_command(run, phantom_data, tmp_path, beside):
-    table = tmp_path / "predictions.csv"
-    table.write_text(f"{'name,patient,label' if beside else 'file,decision'},normal,bacterial,viral,reason\n")
-    (tmp_path / (beside or "notes.txt")).touch()
-    before = table.read_text()
+@pytest.mark.parametrize(
+    ("name", "text", "beside", "what"),
+    [
+        ("predictions.csv", "file,decision,normal,bacterial,viral,reason", "notes.txt", "table"),  # of predict.py
+        ("predictions.csv", ",".join(predictions.COLUMNS), "crossval.json", "table"),
+        ("predictions.csv", ",".join((*predictions.COLUMNS, "my reading")), "notes.txt", "table"),
+        ("metrics.json", '{"mine": 1}', "notes.txt", "figures"),
+        ("shifts.png", "mine", "notes.txt", "picture"),
+    ],
+)
+def test_evaluate_replaces_nothing_but_a_report(run, phantom_data, tmp_path, name, text, beside, what):
+    (tmp_path / name).write_text(text)
+    (tmp_path / beside).touch()
     result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path)
-    assert result.returncode == 2 and "predictions.csv is there, and no table of a report" in result.stderr
-    assert len(list(tmp_path.iterdir())) == 2 and table.read_text() == before
+    assert result.returncode == 2 and f"{name} is there, and no {what} of a report" in result.stderr
+    assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / name).read_text() == text
 
 
 def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
@@ -231,7 +238,7 @@ def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
     write(Phantom, {"test": drawn}, tmp_path / "data", "phantom")
     paths = ("--data_dir", tmp_path / "data", "--out", tmp_path / "out")
     out = done(job("evaluate", "--checkpoint", run, "--split", "test", *paths))
-    assert "These films are prepared apart from the training data: where it has seen them, the figures flatter" in out
+    assert "These films are prepared apart from the training data: where the model has seen them, the figures" in out
     assert "1 of 8 films name no patient and count as of one each: where some are of one child, the intervals" in out
 
 
@@ -248,6 +255,7 @@ def test_evaluate_says_which_split_is_absent(run, tmp_path):
 def test_a_shorter_report_leaves_no_plot_of_a_longer_one(run, phantom_data, tmp_path):
     for name in ("shifts.png", "maps.png", "notes.txt"):
         (tmp_path / name).write_text("of other weights")
+    (tmp_path / "predictions.csv").write_text(",".join(predictions.COLUMNS))
     done(job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path))
     assert not (tmp_path / "shifts.png").exists() and not (tmp_path / "maps.png").exists()
     assert (tmp_path / "notes.txt").exists()
@@ -298,6 +306,7 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
     assert "PPV and NPV at a prevalence of 20.0 %" in out
     measured = json.loads((tmp_path / "metrics.json").read_text())
     fitted = json.loads((directory / "calibration.json").read_text())
+    assert ("No temperature fits" in said) == (fitted["temperature"] > 99)
     # Measured on what it was fitted on, it holds what it promises.
     for name in ("log_loss", "brier", "ece", "ece_equal_mass"):
         assert measured["calibration"]["before"][name] == pytest.approx(fitted["facts"]["before"][name], abs=1e-6)
@@ -386,7 +395,7 @@ def test_films_of_other_data_calibrate_nothing(run, tmp_path):
     assert result.returncode == 1 and "holds another phantom than" in result.stderr
     assert "Traceback" not in result.stderr
     out = done(job("evaluate", "--checkpoint", run, "--data_dir", tmp_path, "--out", tmp_path / "report"))
-    assert "These films are prepared apart from the training data: where it has seen them" in out
+    assert "These films are prepared apart from the training data: where the model has seen them" in out
     (tmp_path / "file").write_text("")
     result = job("evaluate", "--checkpoint", run, "--data_dir", tmp_path, "--out", tmp_path / "file")
     assert result.returncode == 1 and "place that can be written" in result.stderr and "Traceback" not in result.stderr
@@ -494,6 +503,9 @@ def test_names_of_an_old_archive_are_rows_and_a_table_is_replaced_whole(bundle, 
     assert [Path(row["file"]).name for row in rows] == ["röntgen.png", "r\\xf6ntgen.png"]
     assert all(row["normal"] for row in rows)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.csv"]
+    done(job("predict", "--checkpoint", bundle, "--out", "films/../p.csv", ".", cwd=tmp_path))
+    again = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
+    assert [Path(row["file"]).name for row in again] == ["röntgen.png", "r\\xf6ntgen.png"]
 
 
 def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
@@ -501,6 +513,9 @@ def test_predict_fails_where_nothing_could_be_read(bundle, tmp_path):
     result = job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", tmp_path / "a.png")
     assert result.returncode == 1
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 2
+    assert "refused (1): not a PNG" in result.stdout
+    result = job("predict", "--checkpoint", bundle, "--out", tmp_path / ("a" * 300), tmp_path / "a.png")
+    assert result.returncode == 1 and "File name too long" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_predict_without_files_or_checkpoint(tmp_path):

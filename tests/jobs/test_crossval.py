@@ -256,6 +256,14 @@ def test_more_seeds_add_to_what_is_there_and_other_values_do_not_pass_for_it(pha
         train_all(crossval.plan(tiny(phantom_data, seed=5, label_smoothing=0.0), tmp_path, FOLDS, 1)[1:])
 
 
+def test_what_is_none_of_cross_validation_is_not_replaced(phantom_data, tmp_path):
+    for name in crossval.FILES:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UsageError, match=f"{name} is there, and no result of cross-validation; .* another --workd"):
+            crossval.plan(tiny(phantom_data), tmp_path, FOLDS, 1)
+        (tmp_path / name).unlink()
+
+
 def test_a_shorter_command_does_not_change_what_members_were_trained_with(phantom_data, straight, tmp_path):
     shutil.copytree(straight[0], tmp_path, dirs_exist_ok=True)
     shorter = crossval.plan(tiny(phantom_data, seed=5, epochs=1), tmp_path, FOLDS, SEEDS)

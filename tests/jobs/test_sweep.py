@@ -22,19 +22,21 @@ from tests.jobs.test_loop import log
 
 
 def test_fields_are_named_by_path_end_or_part():
-    parsed = grid.parse("learning_rate=1e-3, 2e-3; mixup=0,.2;data.folds=3;fold=0,1,2;resume=False", base.get_config())
+    parsed = grid.parse(
+        "learning_rate=1e-3, 2e-3; mixup=0,.2;augment.noise=.1;train_size=96,112;resume=False", base.get_config()
+    )
     assert parsed == {
         "optimizer.learning_rate": [0.001, 0.002],
         "mixup_alpha": [0.0, 0.2],
-        "data.folds": [3],
-        "data.fold": [0, 1, 2],
+        "augment.noise": [0.1],
+        "data.train_size": [96, 112],
         "resume": [False],
     }
     assert {field: type(values[0]) for field, values in parsed.items()} == {
         "optimizer.learning_rate": float,
         "mixup_alpha": float,
-        "data.folds": int,
-        "data.fold": int,
+        "augment.noise": float,
+        "data.train_size": int,
         "resume": bool,
     }
     made = base.get_config()
@@ -68,7 +70,15 @@ def test_fields_are_named_by_path_end_or_part():
         ("=1", "--grid has '=1'; FIELD=VALUE,VALUE is needed"),
         ("epochs=1,2,1", "--grid has epochs=1 twice; once is enough"),
         ("epochs=1;epochs=2", "--grid has epochs twice; give all of its values at once, separated by commas"),
-        ("metric=val_loss", "--grid has select.metric, which ranks the runs; set it for all: --config.select.metric="),
+        (
+            "metric=val_loss",
+            "--grid has select.metric, which runs that are ranked must share; set it for all: --config.select.metric=",
+        ),
+        (
+            "fold=0,1",
+            "--grid has data.fold, which runs that are ranked must share; set it for all: --config.data.f",
+        ),
+        ("objective=supervised", "--grid has objective, which runs that are ranked must share"),
         (" ; ", "--grid is empty; give fields and values"),
         (
             "phases=abc",
@@ -117,6 +127,16 @@ def test_a_name_too_long_for_a_folder_is_refused(tmp_path):
     cell.run.workdir.mkdir()
     with pytest.raises(UsageError, match="aa', 256 bytes, and 255 is the most; give shorter values, or fewer fields"):
         grid.plan(base.get_config(), tmp_path, {"data.leave_out": [longest + "a"]})
+
+
+def test_a_table_that_is_none_of_a_sweep_is_not_replaced(tmp_path):
+    for name, own in (("sweep.md", "# 2 runs by val_loss"), ("sweep.csv", "run,epochs")):
+        (tmp_path / name).write_text(own)
+        grid.plan(base.get_config(), tmp_path, {"epochs": [2]})
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UsageError, match=f"{name} is there, and no table of a sweep; .* give another --workdir"):
+            grid.plan(base.get_config(), tmp_path, {"epochs": [2]})
+        (tmp_path / name).unlink()
 
 
 def test_folders_are_named_for_the_values_in_any_order(tmp_path):

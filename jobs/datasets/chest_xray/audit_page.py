@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from jobs import printable
 from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
 from jobs.datasets.chest_xray.source import reasons
 from jobs.datasets.films import named
-from jobs.evaluation.tables import markdown, number
+from jobs.evaluation.tables import counted, markdown, number
 from model.labels import CLASSES
 
+HEAD = r"# .*: [\d,]+ images? of [\d,]+ patients?$"  # the first line of a page
 LISTED = 10  # leaks and reasons that are spelled out; the others are counted
 
 
@@ -21,11 +23,12 @@ def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> st
     """The facts as Markdown that reads well in a terminal too."""
     images = contents.images
     patients = len({image.patient for image in images})
-    blocks = [f"# {source.name}: {len(images):,} images of {patients:,} patients"]
+    name = printable(Path(source.resolve().name))
+    blocks = [f"# {name}: {counted(len(images), 'image')} of {counted(patients, 'patient')}"]
     if contents.copies:
         blocks.append(f"{contents.copies:,} files repeat another of their split, name and all; they count once.")
     if unnamed := sum(not named(image.patient) for image in images):
-        blocks.append(f"{unnamed:,} images name no patient; each counts as a patient of its own.")
+        blocks.append(f"Of {counted(unnamed, 'image')} no patient is named; each counts as a patient of its own.")
     blocks += ["## Images (patients)", markdown(_counts(images))]
     blocks += ["## Patients", markdown(_patients(images)), *_leaks(images)]
     blocks += [
