@@ -247,7 +247,7 @@ and AUROC; log loss, Brier score and expected calibration error ({BINS} bins, of
 probabilities. Each with its 95 % interval over {RESAMPLES:,} bootstrap resamples of the patients, since films of one
 patient are alike: percentiles, but for the calibration errors, which chance makes larger and whose intervals reach as
 far as those of reflected and of re-centred resamples. Thresholds were chosen on the validation split and nowhere else.
-{NO_WIDTH[:-1]} (Hanley and Lippman-Hand 1983)."""
+{NO_WIDTH}"""
 
 
 def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Hanley and Lippman-Hand 1983.
 NO_WIDTH = """\
 An interval of no width says only that all patients are alike in this: where the films of none of n patients are wrong,
-those of up to 3 in n others like them may be."""
+those of up to 3 in n others like them may be (Hanley and Lippman-Hand 1983)."""
 ALONE = ()  # in the place of an interval: the figure is told without one
 
 
