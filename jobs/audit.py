@@ -37,7 +37,7 @@ _OUT = flags.DEFINE_string("out", "runs/audit", "The folder that audit.md and au
 
 
 def main() -> None:
-    audit(Path(_SOURCE.value), Path(_OUT.value), Console())
+    audit(Path(_SOURCE.value), Path(_OUT.value), Console(markup=False))
 
 
 def audit(source: Path, out: Path, console: Console) -> None:

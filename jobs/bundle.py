@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from jobs import JobError, run, take_place
+from jobs import JobError, headed, run, take_place
 from jobs.evaluation import cards
 from model import checkpoint
 from model.calibration import FILE, Calibration
@@ -78,6 +78,8 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
                 writer.save(
                     member.step, stored, checkpoint.shared(member.meta), score=float("-inf") if score is None else score
                 )
+        for receipt in new.rglob("commit_success.txt"):  # of Orbax: nothing reads it, and it names folders of this disk
+            receipt.unlink()
         weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
         if calibration and calibration.weights == weights:
             (new / FILE).write_text(calibration.to_text())
@@ -96,11 +98,13 @@ def _is_ours(entry: Path) -> bool:
     """Whether a bundle has such a part: a step that cannot be gone on with, a member of such, or a file of ours."""
     if checkpoint.member_number(entry):
         return all(_is_step(within) for within in entry.iterdir())
-    return entry.name in (FILE, checkpoint.ATTRIBUTION, cards.FILE) or _is_step(entry)
+    if entry.name == cards.FILE:
+        return headed(cards.TITLE)(entry)
+    return entry.name in (FILE, checkpoint.ATTRIBUTION) or _is_step(entry)
 
 
 def _is_step(entry: Path) -> bool:
-    return entry.name.isdigit() and (entry / "meta").is_dir() and not (entry / "train").exists()
+    return checkpoint.is_step(entry.name) and (entry / "meta").is_dir() and not (entry / "train").exists()
 
 
 def _cast(leaf: np.ndarray, dtype: str) -> np.ndarray:

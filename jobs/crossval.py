@@ -44,7 +44,7 @@ def main() -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(_WORKDIR.value or f"runs/crossval-{Path(config_file).stem}")
     members = crossval.plan(_CONFIG.value, workdir, _FOLDS.value, _SEEDS.value)
-    diverged = train_all(members, jax.devices(), Console())
+    diverged = train_all(members, jax.devices(), Console(markup=False))
     if diverged is None:
         return
     if diverged:

@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    console = Console()
+    console = Console(markup=False)
     shown = [(name, options) for name in registry.ARCHITECTURES for options in ({}, *VARIANTS.get(name, ()))]
     console.print(table([describe(*each) for each in track(shown, "counting", console=console, transient=True)]))
     console.print("Of the reference: as published, with three colours and 1000 classes.", style="dim")

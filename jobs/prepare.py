@@ -14,7 +14,8 @@ gives the same splits. Prepared films are not replaced by some that are cited ot
 
 Which films are of one patient is told by their names: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
 NORMAL2-IM-0115-0001 (normal films alone), BACTERIA-12-3, VIRUS-12-3 and NORMAL-12-3 are of the patient whom all but the
-last number names. A film of any other name counts as of a patient of its own.
+last number names. A film of any other name counts as of a patient of its own,
+but for films of one class that have the same name: they count as of one patient, wherever they lie.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jobs import UsageError, run, whole
+from jobs import UsageError, check_replaceable, headed, run, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
@@ -38,6 +39,8 @@ from jobs.datasets.phantom import builder as phantom
 from jobs.datasets.phantom.drawing import COUNT
 from jobs.datasets.splits import hold_out
 from model.labels import CLASSES
+
+LISTED = ("file", "split", "reason", "detail")  # of what is set aside
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "'download', 'phantom', or the path of a folder or zip of chest X-rays.", required=True
@@ -52,7 +55,7 @@ def main() -> None:
     whose = {name: value or "not stated" for name, value in given.items()} if any(given.values()) else None
     if whose and _SOURCE.value in ("download", "phantom"):
         raise UsageError(f"the licence and citation of {_SOURCE.value} are known; leave --license and --citation out")
-    prepare(_SOURCE.value, Path(_DATA_DIR.value), Console(), whose)
+    prepare(_SOURCE.value, Path(_DATA_DIR.value), Console(markup=False), whose)
 
 
 def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, str] | None = None) -> Path:
@@ -60,6 +63,8 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
 
     `whose` are the `license` and `citation` of films that are not the published ones.
     """
+    listed = data_dir / "quarantine.csv"
+    check_replaceable(listed, headed(",".join(LISTED) + "$"), "table of this command", "--data_dir")
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(), console=console, transient=True,
@@ -76,7 +81,7 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
         else:
             path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
             sorted_films = sort(path, progress("reading"))
-    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).name, whose)
+    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).resolve().name, whose)
     _report(sorted_films, folder, console)
     if source not in ("phantom", "download") and not whose:
         console.print(
@@ -85,7 +90,7 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
             soft_wrap=True,
         )
     if source != "phantom":
-        _write_quarantine(sorted_films, data_dir / "quarantine.csv", console)
+        _write_quarantine(sorted_films, listed, console)
     return folder
 
 
@@ -131,7 +136,7 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
 def _write_quarantine(sorted_films: Sorted, path: Path, console: Console) -> None:
     with whole(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("file", "split", "reason", "detail"))
+        writer.writerow(LISTED)
         entries = sorted_films.quarantine + sorted_films.objected
         writer.writerows((entry.file, entry.split, entry.reason, entry.detail) for entry in entries)
     aside = Counter(entry.reason for entry in sorted_films.quarantine)

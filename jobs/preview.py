@@ -52,7 +52,7 @@ def _is_sheet(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("Title") == TITLE
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return False
 
 

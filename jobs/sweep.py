@@ -40,7 +40,7 @@ def main() -> None:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or f"runs/sweep-{Path(config_file).stem}")
     cells = grid.plan(config, workdir, grid.parse(_GRID.value, config))
-    diverged = train_all([cell.run for cell in cells], jax.devices(), Console())
+    diverged = train_all([cell.run for cell in cells], jax.devices(), Console(markup=False))
     if diverged is None:
         return
     rows = grid.rank(cells, diverged, config.select)

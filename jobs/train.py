@@ -53,7 +53,7 @@ flags.mark_flag_as_required("config")
 def main() -> int:
     told = processes.settings(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
     with processes.joined(told):
-        finished = train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console())
+        finished = train(_CONFIG.value, Path(_WORKDIR.value), jax.devices(), Console(markup=False))
     return 0 if finished else _STOPPED_EXIT_CODE.value
 
 

@@ -240,12 +240,17 @@ class Writer:
             raise CheckpointError(f"step {step} was not saved: it exists already, or a newer one does")
 
 
+def is_step(name: str) -> bool:
+    """Whether a folder of this name may hold a step."""
+    return name.isascii() and name.isdecimal()
+
+
 def steps(directory: Path) -> list[int]:
     """The finished steps of a directory, oldest first; whether they can be read is another matter."""
     try:
         if not directory.is_dir():
             return []
-        return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+        return sorted(int(entry.name) for entry in directory.iterdir() if is_step(entry.name) and entry.is_dir())
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read ({error.strerror}); mend its permissions") from error
 

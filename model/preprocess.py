@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
 MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
+OVERSHOOT = 1.5  # of a float film in [0, 1]: resampling leaves more than 1 at edges
 DETECTORS = (8, 10, 12, 14, 16)  # bits
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
@@ -220,6 +221,7 @@ def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     if low < 0:
         raise ImageRefused(f"the image holds negative values (down to {low}); export it as 8- or 16-bit")
-    depths = (1.0,) if pixels.dtype.kind == "f" and high <= 1 else (*(2.0**bits - 1 for bits in DETECTORS), float(high))
+    of_one = pixels.dtype.kind == "f" and high <= OVERSHOOT
+    depths = (max(1.0, float(high)),) if of_one else (*(2.0**bits - 1 for bits in DETECTORS), float(high))
     full = next(depth for depth in depths if high <= depth)
     return np.round(pixels.astype(np.float64) * (255.0 / full)).astype(np.uint8)

@@ -96,8 +96,8 @@ def about(predictor: Predictor) -> str:
     dataset = predictor.meta["dataset"]
     parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
     networks = "; ".join(
-        f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels after {meta['epoch']} epochs"
-        + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
+        f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels{_middle(meta)} "
+        f"after {meta['epoch']} epochs" + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
         for meta in predictor.metas
     )
     what = "A neural network" if len(predictor.metas) == 1 else f"The mean of {len(predictor.metas)} neural networks"
@@ -122,6 +122,11 @@ Expect worse on films of other hospitals, machines and ages{mirrored}. {refusals
 
 **The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
 map is not the most in another. Where the methods disagree, trust the maps less."""
+
+
+def _middle(meta: Mapping[str, Any]) -> str:
+    """How much of a film a network sees, where that is not all of it."""
+    return "" if meta["side"] == 1 else f" of its middle {100 * meta['side']:g} % each way"
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

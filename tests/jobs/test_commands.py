@@ -141,6 +141,10 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
     assert "no patient" not in out and "refuse" not in out
     assert "absent" in out and "The source has no test split" in out and "Set aside: 1 unreadable" in out
+    put(tmp_path, "mine/quarantine.csv", b"my own list")
+    result = job("prepare", "--source", kaggle, "--data_dir", tmp_path / "mine")
+    assert result.returncode == 2 and "quarantine.csv is there, and no table of this command" in result.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["quarantine.csv"]
     rows = list(csv.DictReader((tmp_path / "data/quarantine.csv").open()))
     assert rows[0]["file"] == "train/NORMAL/IM-0990-0001.jpeg" and rows[0]["reason"] == "unreadable"
     again = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
@@ -266,6 +270,7 @@ def test_a_bundle_is_slim_whole_and_attributed(run, bundle):
     best = checkpoint.load(run, "best")
     assert files == {str(best.step), "ATTRIBUTION.md"}
     assert "phantom" in (bundle / "ATTRIBUTION.md").read_text()
+    assert not any(str(bundle.parent).encode() in path.read_bytes() for path in bundle.rglob("*") if path.is_file())
     stored = checkpoint.load(bundle)
     assert str(stored.variables["params"]["stem"]["conv"]["kernel"].dtype) == "bfloat16"
     assert str(stored.variables["params"]["head"]["dense"]["bias"].dtype) == "float32"
@@ -446,11 +451,15 @@ def test_a_bundle_replaces_no_folder_of_years_no_member_in_training_and_no_sourc
     (tmp_path / "ensemble/member-1/ATTRIBUTION.md").rename(tmp_path / "ensemble/ATTRIBUTION.md")
     (tmp_path / "list/member-2.csv").parent.mkdir()
     (tmp_path / "list/member-2.csv").write_text("a list")
+    put(tmp_path, "card/MODEL_CARD.md", b"# What I found")
+    put(tmp_path, "power/\u00b2/meta/a", b"")
     before = sorted(tmp_path.rglob("*"))
     for source, out, held in (
         (run, "films", "2023"),
         (run, "cv", "member-1"),
         (run, "list", "member-2.csv"),
+        (run, "card", "MODEL_CARD.md"),
+        (run, "power", "\u00b2"),
         (tmp_path / "ensemble/member-1", "ensemble", f"{tmp_path / 'ensemble/member-1'}, a source"),
     ):
         result = job("bundle", "--checkpoint", source, "--out", tmp_path / out)
@@ -613,3 +622,11 @@ def test_the_full_size_films_are_read_as_their_small_copies(shared, tmp_path):
         for path in originals
     ]
     assert np.median(differences) < 0.02
+
+
+def test_brackets_in_names_are_no_markup(tmp_path):
+    put(tmp_path, "sources/[old] [b]/test/NORMAL/film[bold].jpeg", jpeg(9001, size=(300, 64)))
+    data = tmp_path / "data[old]"
+    out = done(job("prepare", "--source", ".", "--data_dir", data, cwd=tmp_path / "sources/[old] [b]"))
+    assert "1 as test/NORMAL/film[bold].jpeg: the picture" in out and f"Written to {data}" in out
+    assert read(data, "chest_xray", "test").facts["source"] == "[old] [b]"

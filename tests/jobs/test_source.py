@@ -382,6 +382,38 @@ def test_why_a_member_of_a_zip_cannot_be_unpacked_is_told(kaggle, tmp_path):
     assert reasons[odd[1]][1].startswith("compressed in a way that cannot be read here; unpack the zip")
 
 
+def test_of_one_path_in_a_zip_one_file_is_taken(kaggle, tmp_path):
+    archive, twice = tmp_path / "films.zip", "train/NORMAL/IM-0003-0001.jpeg"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, path.relative_to(kaggle))
+        file.writestr(twice.replace("/", "\\"), jpeg(9003))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            file.writestr(twice, jpeg(9004))
+    found = sort(archive)
+    for split, films in sort(kaggle).splits.items():
+        assert [film.sha256 for film in found.splits[split]] == [film.sha256 for film in films]
+    assert [(entry.file, entry.detail) for entry in found.quarantine] == [
+        (twice, "another file of the zip has the same path and is taken; rename one")
+    ] * 2
+
+
+def test_what_a_zip_may_hold_that_cannot_be_unpacked(kaggle, tmp_path):
+    archive, damaged = tmp_path / "films.zip", "train/NORMAL/IM-0003-0001.jpeg"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as file:
+        for path in kaggle.rglob("*.jpeg"):
+            file.write(path, path.relative_to(kaggle))
+        start, local = file.start_dir, file.getinfo(damaged).header_offset
+    data = bytearray(archive.read_bytes())
+    data[local + 30 + len(damaged) + 4 : local + 30 + len(damaged) + 9] = b"\xff" * 5  # the properties of LZMA
+    archive.write_bytes(data)
+    assert aside(sort(archive))[damaged][1].startswith("damaged in the zip")
+    data[start + 6] = 99  # the version that is needed
+    archive.write_bytes(data)
+    with pytest.raises(JobError, match=r"films.zip is a damaged zip file \(zip file version 9.9\); fetch it again"):
+        sort(archive)
+
+
 def test_folders_of_a_zip_may_be_parted_as_on_windows(kaggle, tmp_path):
     archive = tmp_path / "films.zip"
     with zipfile.ZipFile(archive, "w") as file:

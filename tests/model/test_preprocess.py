@@ -93,6 +93,9 @@ def test_twelve_bits_in_sixteen():
 
 def test_floats_and_32_bits():
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(FILM / np.float32(255)), "TIFF")).pixels, FILM)
+    overshot = FILM * np.float32(1.02 / FILM.max())  # as resampling leaves it
+    pixels = decode(encoded(Image.fromarray(overshot), "TIFF")).pixels
+    np.testing.assert_allclose(pixels, FILM * (255 / FILM.max()), atol=0.51)
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(FILM.astype(np.int32) * 257), "TIFF")).pixels, FILM)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobs import JobError, printable, walk
+
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +37,13 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
     if source.is_file() and zipfile.is_zipfile(source):
         try:
             with zipfile.ZipFile(source) as archive:
-                names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-        except (zipfile.BadZipFile, ValueError) as error:  # names that are no UTF-8 are a ValueError
+                members = sorted((one for one in archive.infolist() if not one.is_dir()), key=lambda one: one.filename)
+        # Names that are no UTF-8 are a ValueError, and a version of zip that there is not is the last.
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
             raise JobError(
                 f"{source} is a damaged zip file ({error}); fetch it again, or give an unpacked folder"
             ) from error
-        return len(names), _members(source, names)
+        return len(members), _members(source, members)
     if source.is_file():
         with contextlib.suppress(OSError), source.open("rb") as file:
             if file.read(2) == b"PK":
@@ -56,15 +61,20 @@ def _read(path: Path) -> tuple[bytes, str]:
         return b"", f"cannot be read ({error.strerror})"
 
 
-def _members(source: Path, names: Iterable[str]) -> Iterator[File]:
+def _members(source: Path, members: Iterable[zipfile.ZipInfo]) -> Iterator[File]:
+    before = set()
     with zipfile.ZipFile(source) as archive:
-        for name in names:
-            path = name.replace("\\", "/")  # as some programs of Windows write them
+        for member in members:
+            path = member.filename.replace("\\", "/")  # as some programs of Windows write them
+            if path in before:
+                yield File(path, b"", "another file of the zip has the same path and is taken; rename one")
+                continue
+            before.add(path)
             try:
-                yield File(path, archive.read(name))
+                yield File(path, archive.read(member))
             except NotImplementedError:
                 yield File(path, b"", "compressed in a way that cannot be read here; unpack the zip, give the folder")
             except RuntimeError:  # so zipfile says it
                 yield File(path, b"", "locked by a password; unpack the zip, give the folder")
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            except _DAMAGE as error:
                 yield File(path, b"", f"damaged in the zip ({error})")
