@@ -25,7 +25,7 @@ from jobs.training.runs import Run, seconds
 from model import checkpoint
 
 FILES = ("sweep.md", "sweep.csv")
-SHARED = ("objective", "data.dir", "data.dataset", "data.folds", "data.fold")  # else they are of other films
+SHARED = ("objective", "data.dir", "data.dataset", "data.folds", "data.fold")  # or figures are of other films
 NAME_BYTES = 255  # of a file or a folder, on the common file systems
 
 NOTE = """The figures of a run are those of its best epoch. The first row is the best of many on the same validation
