@@ -2,8 +2,11 @@
 
 import http.server
 import json
+import multiprocessing
 import threading
+import time
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -18,6 +21,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     data = b""
     ranges = True
     hang_up_after: int | None = None
+    wait: threading.Event | None = None  # before the body
     requests: list[str | None]
 
     def do_GET(self):
@@ -29,6 +33,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes */{len(self.data)}")
             self.end_headers()
             return
+        if self.wait:
+            self.wait.wait(60)
         body = self.data[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
@@ -97,7 +103,7 @@ def test_a_complete_part_is_taken_and_a_longer_one_removed(server, tmp_path):
     part.write_bytes(server.data + b"more")
     with pytest.raises(JobError, match="larger than the archive"):
         download.download(tmp_path / "d", url=server.url)
-    assert not part.exists()
+    assert part.stat().st_size == 0
 
 
 def test_a_changed_archive_is_an_error(server, tmp_path):
@@ -111,9 +117,42 @@ def test_a_changed_archive_is_an_error(server, tmp_path):
 
 def test_a_page_in_place_of_the_archive_is_not_kept(server, tmp_path):
     server.data = b"<html>Please log in.</html>"
-    with pytest.raises(JobError, match="gave something that is no zip file; fetch it by other means and put it at"):
+    with pytest.raises(JobError, match=r"gave cannot be used \(it is no zip file\) and was removed; run the same"):
         download.download(tmp_path / "d", url=server.url)
     assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_part_of_another_version_is_not_kept(server, tmp_path):
+    (tmp_path / "d").mkdir()
+    part = tmp_path / "d/ChestXRay2017.zip.part"
+    part.write_bytes(server.data[:50] + bytes(5000))  # the end, where a zip is told by, is the server's
+    with pytest.raises(JobError, match=r"cannot be used \(chest_xray/.* is damaged in the zip .*\) and was removed"):
+        download.download(tmp_path / "d", url=server.url)
+    assert list((tmp_path / "d").iterdir()) == []
+    assert download.download(tmp_path / "d", url=server.url).read_bytes() == server.data
+
+
+def test_two_at_once_do_not_write_into_one_part(server, tmp_path):
+    server.wait = threading.Event()
+    first = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # a lock is one of a process
+    with first as process:
+        running = process.submit(download.download, tmp_path / "d", url=server.url)
+        while not server.requests:
+            assert not running.done(), running.result()
+            time.sleep(0.02)
+        with pytest.raises(JobError, match=r"another process is fetching into .*part; wait for it, or stop it"):
+            download.download(tmp_path / "d", url=server.url)
+        server.wait.set()
+        assert running.result().read_bytes() == server.data
+    assert server.requests == [None]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"size": 3}'])
+def test_a_record_that_says_nothing_is_an_error(server, tmp_path, text):
+    archive = download.download(tmp_path / "d", url=server.url)
+    archive.with_name("ChestXRay2017.zip.json").write_text(text)
+    with pytest.raises(JobError, match=r"zip.json does not say size and sha256 of .*zip; delete it if you trust that"):
+        download.download(tmp_path / "d", url=server.url)
 
 
 def test_no_network_names_the_file_and_its_place(tmp_path):

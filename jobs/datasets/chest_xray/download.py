@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import requests
 
 from jobs import JobError, whole
+from jobs.datasets.chest_xray.files import files
 
 URL = (
     "https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
@@ -24,8 +27,9 @@ _TIMEOUT_SECONDS = 60
 def download(folder: Path, advance: Callable[[int, int], None] = lambda done, total: None, url: str = URL) -> Path:
     """Fetches the archive into a folder, or checks the one that is there.
 
-    A part left by an interrupted download is continued. Size and sha256 are recorded beside the archive when it is
-    first complete; from then on a file that differs is an error.
+    A part left by an interrupted download is continued. The archive may have become another in between, so every file
+    in it is compared with the checksum that the zip gives of it. Size and sha256 of the whole are recorded beside it
+    when it is first complete; from then on an archive that differs is an error.
 
     Args:
       folder: where archive, part and record live.
@@ -36,28 +40,42 @@ def download(folder: Path, advance: Callable[[int, int], None] = lambda done, to
       The path of the archive.
 
     Raises:
-      JobError: no network, or no zip file there (the message names the file to fetch by hand and where to put it), or
-        a file that differs from the record.
+      JobError: no network, or no whole zip file there (the message names the file to fetch by hand and where to put
+        it), another download into the folder, or a file that differs from the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     archive, part, record = folder / ARCHIVE, folder / f"{ARCHIVE}.part", folder / f"{ARCHIVE}.json"
     if not archive.exists():
-        try:
-            _fetch(url, part, advance)
-        except requests.RequestException as error:
-            raise JobError(
-                f"the archive could not be fetched ({error}); run the same command again to go on, or fetch {url} "
-                f"by other means and put it at {archive}"
-            ) from error
-        if not zipfile.is_zipfile(part):  # a page to log in by, say
-            part.unlink()
-            raise JobError(f"{url} gave something that is no zip file; fetch it by other means and put it at {archive}")
-        part.replace(archive)
+        with part.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which `_fault`, closing the part, does not undo
+            except BlockingIOError as error:
+                raise JobError(f"another process is fetching into {part}; wait for it, or stop it") from error
+            except OSError:  # some mounted buckets keep no locks; two at once are a fault there
+                pass
+            try:
+                _fetch(url, file, advance)
+            except requests.RequestException as error:
+                raise JobError(
+                    f"the archive could not be fetched ({error}); run the same command again to go on, or fetch {url} "
+                    f"by other means and put it at {archive}"
+                ) from error
+            if fault := _fault(part):
+                part.unlink()
+                raise JobError(
+                    f"what {url} gave cannot be used ({fault}) and was removed; run the same command again, or fetch "
+                    f"it by other means and put it at {archive}"
+                )
+            part.replace(archive)
     measured = _measure(archive)
     if not record.exists():
         with whole(record) as scratch:
             scratch.write_text(json.dumps({"url": url, **measured}, indent=1))
-    expected = json.loads(record.read_text())
+    try:
+        recorded = json.loads(record.read_text())
+        expected = {key: recorded[key] for key in measured}
+    except (ValueError, KeyError, TypeError) as error:
+        raise JobError(f"{record} does not say size and sha256 of {archive}; delete it if you trust that") from error
     for key, value in measured.items():
         if value != expected[key]:
             raise JobError(
@@ -67,28 +85,40 @@ def download(folder: Path, advance: Callable[[int, int], None] = lambda done, to
     return archive
 
 
-def _fetch(url: str, part: Path, advance: Callable[[int, int], None]) -> None:
-    """Appends to `part` what is missing of `url`; starts over where the server cannot continue."""
-    done = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, part: BinaryIO, advance: Callable[[int, int], None]) -> None:
+    """Appends what is missing of `url`, and flushes it; starts over where the server cannot continue."""
+    done = part.tell()
     headers = {"Range": f"bytes={done}-"} if done else {}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT_SECONDS) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             total = int(response.headers.get("Content-Range", "*/-1").rpartition("/")[2])
             if total == done:
                 return
-            part.unlink()
-            raise requests.HTTPError(f"the part was larger than the archive of {total} bytes and was removed")
+            part.truncate(0)
+            raise requests.HTTPError(f"the part was larger than the archive of {total} bytes and was thrown away")
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
+            part.truncate(0)
             done = 0
         total = done + int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if done else "wb") as file:
-            for chunk in response.iter_content(_CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                advance(done, total)
+        for chunk in response.iter_content(_CHUNK):
+            part.write(chunk)
+            done += len(chunk)
+            advance(done, total)
+        part.flush()
         if total and done != total:
             raise requests.ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _fault(part: Path) -> str:
+    """What is wrong with a zip file, if anything is."""
+    if not zipfile.is_zipfile(part):
+        return "it is no zip file"  # but a page to log in by, say
+    try:
+        _, members = files(part)
+        return next((f"{file.path} is {file.unread}" for file in members if file.unread), "")
+    except JobError as error:
+        return str(error)
 
 
 def _measure(archive: Path) -> dict[str, int | str]:
