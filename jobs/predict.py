@@ -24,6 +24,7 @@ from jobs import JobError, UsageError, check_replaceable, headed, printable, run
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
+from model.preprocess import ImageRefused, check_length
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "space/checkpoint"
 _CHECKPOINT = flags.DEFINE_string("checkpoint", str(_BUNDLED), "A run directory or a bundle.")
@@ -97,12 +98,15 @@ def _is_folder(path: Path) -> bool:
 
 def _answer(predictor: Predictor, file: Path) -> Prediction:
     try:
-        mode = file.stat().st_mode
-        if stat.S_ISDIR(mode):
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
             return Prediction(REFUSED, reason="the folder cannot be opened")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(found.st_mode):
             return Prediction(REFUSED, reason="not a regular file")  # reading a pipe would wait for ever
+        check_length(found.st_size)
         data = file.read_bytes()
+    except ImageRefused as refusal:
+        return Prediction(REFUSED, reason=str(refusal))
     except OSError as error:
         return Prediction(REFUSED, reason=f"the file cannot be opened ({error.strerror})")
     return predictor.predict_file(data)

@@ -10,7 +10,8 @@ The official test folder is left as it is, also where it is the whole source (--
 is pooled, files that show the same picture are merged, and about 12 % of the patients of each class are held out for
 validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv, and so are films that are
 kept though they are refused where they are opened to be answered: blank, coloured or far too wide. Running it again
-gives the same splits. Prepared films are not replaced by some that are cited otherwise, or that lack a split they have.
+gives the same splits. Prepared films are not replaced by some that are cited otherwise, that lack a split they have, or
+that come from another source in which none of them is.
 
 Which films are of one patient is told by their names: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
 NORMAL2-IM-0115-0001 (normal films alone), BACTERIA-12-3, VIRUS-12-3 and NORMAL-12-3 are of the patient whom all but the
@@ -38,6 +39,7 @@ from jobs.datasets.chest_xray.source import Sorted, reasons, sort
 from jobs.datasets.phantom import builder as phantom
 from jobs.datasets.phantom.drawing import COUNT
 from jobs.datasets.splits import hold_out
+from jobs.evaluation.tables import counted
 from model.labels import CLASSES
 
 LISTED = ("file", "split", "reason", "detail")  # of what is set aside
@@ -127,7 +129,8 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
         common = reasons(sorted_films.objected)[:3]
         told = "; ".join(f"{count} as {entry.file}: {entry.detail}" for entry, count in common)
         console.print(
-            f"{len(sorted_films.objected)} films are kept that predict.py and the page refuse to answer: {told}",
+            "Kept, though predict.py and the page refuse to answer them: "
+            f"{counted(len(sorted_films.objected), 'film')}, {told}",
             soft_wrap=True,
         )
     console.print(f"Written to {folder}", soft_wrap=True)

@@ -23,6 +23,7 @@ MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
 OVERSHOOT = 1.5  # of a float film in [0, 1]: resampling leaves more than 1 at edges
 DETECTORS = (8, 10, 12, 14, 16)  # bits
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
+MAX_BYTES = 4 * MAX_PIXELS  # of a file: the largest film of 32 bits, as it is
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 BAR_SPREAD = 6  # gray values, of 255, within a row or column of a bar: JPEG leaves a few
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
@@ -59,8 +60,7 @@ def decode(data: bytes) -> Decoded:
       ImageRefused: empty, truncated, of another format, too small or too large; the message names the value,
         the bound and the cure.
     """
-    if not data:
-        raise ImageRefused("the file is empty")
+    check_length(len(data))
     if data[128:132] == b"DICM":
         raise ImageRefused("this is a DICOM file; export the film as PNG or JPEG and send that")
     try:
@@ -92,6 +92,14 @@ def decode(data: bytes) -> Decoded:
     # Decoders report damage with whatever their format makes of it: struct.error, SyntaxError, EOFError, ...
     except Exception as error:
         raise ImageRefused(f"the image is damaged or cut short; copy or export it again ({error})") from error
+
+
+def check_length(count: int) -> None:
+    """Raises ImageRefused where a file of `count` bytes cannot be a film; asked before it is read."""
+    if not count:
+        raise ImageRefused("the file is empty")
+    if count > MAX_BYTES:
+        raise ImageRefused(f"the file has {count:,} bytes; at most {MAX_BYTES:,} are read: save the film alone, as PNG")
 
 
 def resize(pixels: np.ndarray, size: int = STORAGE_SIZE) -> np.ndarray:

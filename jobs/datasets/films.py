@@ -147,6 +147,21 @@ def _older(builder: type[FilmBuilder], data_dir: Path) -> tfds.core.DatasetInfo 
         return None
 
 
+def _digests(builder: type[FilmBuilder], data_dir: Path) -> set[str]:
+    """sha256 of the sources of the films that `write` would replace."""
+    try:
+        older = tfds.builder_from_directory(str(data_dir / builder.name / str(builder.VERSION)))
+        return {example["sha256"].decode() for example in _encoded(older, "+".join(older.info.splits))}
+    except Exception:  # damaged: nothing is lost with them
+        return set()
+
+
+def _encoded(builder: tfds.core.DatasetBuilder, splits: str) -> Any:
+    """The examples of some splits, with pictures as the bytes of a PNG: TFDS would ask for OpenCV to decode them."""
+    pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
+    return builder.as_data_source(splits, decoders=pictures)
+
+
 def write(
     builder: type[FilmBuilder],
     splits: Mapping[str, list[Film]],
@@ -167,7 +182,7 @@ def write(
       The folder of the dataset.
 
     Raises:
-      JobError: the older one has a split that this has not.
+      JobError: the older one has a split that this has not, or is of another source and has no film of this.
     """
     filled = {split: films for split, films in splits.items() if films}
     older = _older(builder, data_dir)
@@ -176,6 +191,13 @@ def write(
             f"{data_dir} holds prepared films with a {' and a '.join(lost)} split, which {source!r} has not: they "
             "would be lost; give another --data_dir, or a source that holds both, or remove "
             f"{data_dir / builder.name}"
+        )
+    ours = {film.sha256 for films in filled.values() for film in films}
+    theirs = _digests(builder, data_dir) if older and older.metadata["source"] != source else set()
+    if older and theirs and theirs.isdisjoint(ours):
+        raise JobError(
+            f"{data_dir} holds prepared films of {older.metadata['source']!r}, none of which is in {source!r}: they "
+            f"would be replaced; give another --data_dir, or remove {data_dir / builder.name}"
         )
     facts = {
         "fingerprint": fingerprint(filled),
@@ -324,9 +346,7 @@ def read(
         builder = _open(data_dir, dataset, part)
     with _damage_is_told(data_dir, dataset):
         has_mask = decoded and "mask" in builder.info.features
-        # Decoded here: TFDS without TensorFlow asks for OpenCV, with a warning where it is absent.
-        pictures = {name: tfds.decode.SkipDecoding() for name in ("image", "mask") if name in builder.info.features}
-        examples = builder.as_data_source("+".join(pooled), decoders=pictures)
+        examples = _encoded(builder, "+".join(pooled))
         rows = _of_fold(examples, split, folds, fold) if len(pooled) > 1 else range(len(examples))
         whole = len(rows)
         if leave_out and split == "train":

@@ -23,6 +23,7 @@ from jobs.evaluation import fit, predictions
 from jobs.training.augment import views
 from model import checkpoint
 from model.predictor import Predictor
+from model.preprocess import MAX_BYTES
 from tests.conftest import jpeg, put
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +134,10 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     put(tmp_path, "healthy/test/NORMAL/of nobody.jpeg", jpeg(2, size=(300, 64)))
     out = done(job("prepare", "--source", tmp_path / "healthy", "--data_dir", tmp_path / "healthy_data"))
     assert "1 of 4 films name no patient (--help says how names do); each counts as of one of its own, so" in out
-    assert "1 films are kept that predict.py and the page refuse to answer: 1 as test/NORMAL/of nobody.jpeg: the" in out
+    assert (
+        "Kept, though predict.py and the page refuse to answer them: 1 film, 1 as test/NORMAL/of nobody.jpeg: the"
+        in out
+    )
     listed = (tmp_path / "healthy_data/quarantine.csv").read_text().splitlines()
     assert listed[1].startswith("test/NORMAL/of nobody.jpeg,test,kept,the picture is 4.69 times")
     assert "The test split has no bacterial and no viral film; figures that need some are not defined." in out
@@ -476,6 +480,8 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     (films / "notes.txt").write_text("not a film")
     (films / "cut.jpeg").write_bytes(jpeg(5)[:300])
     (films / "empty.png").write_bytes(b"")
+    (films / "large.png").touch()
+    os.truncate(films / "large.png", MAX_BYTES + 1)
     (films / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "elsewhere").mkdir()
     Image.fromarray(draw(3).image).save(tmp_path / "elsewhere" / "3.png")
@@ -485,12 +491,12 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(rows[0]) == ["file", "decision", "normal", "bacterial", "viral", "reason"]
     decisions = {Path(row["file"]).name: row["decision"] for row in rows}
-    assert len(rows) == 9
+    assert len(rows) == 10
     assert {name for name, decision in decisions.items() if decision == "refused"} == {
-        "notes.txt", "cut.jpeg", "empty.png", "dangling.png", "absent.png",
+        "notes.txt", "cut.jpeg", "empty.png", "large.png", "dangling.png", "absent.png",
     }  # fmt: skip
     assert all(row["reason"] for row in rows if row["decision"] == "refused")
-    assert "5 refused" in out and "Not calibrated: the probabilities are as the networks give them" in out
+    assert "6 refused" in out and "Not calibrated: the probabilities are as the networks give them" in out
     assert out.endswith("means nothing.\nFor education and research, never for diagnosis.\n")
     predictor = Predictor.open(bundle)
     buffer = io.BytesIO()

@@ -1,5 +1,6 @@
 """What is written is what is read; preparing again replaces; what is absent is said."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_preparing_a_part_does_not_lose_the_rest(kaggle, tmp_path, keep, lost):
     films.write(ChestXray, {name: splits[name] for name in keep}, tmp_path / "alone", "part")
     films.write(ChestXray, splits, tmp_path / "alone", "kaggle")  # which has all of it, and more
     assert films.read(tmp_path / "alone", "chest_xray", "test").facts["source"] == "kaggle"
+
+
+def test_films_of_another_source_are_replaced_by_none_of_their_own_alone(kaggle, tmp_path):
+    splits = sort(kaggle).splits
+    others = {
+        split: [dataclasses.replace(film, sha256=f"other {film.sha256}") for film in of] for split, of in splits.items()
+    }
+    films.write(ChestXray, splits, tmp_path, "kaggle")
+    with pytest.raises(JobError, match=r"films of 'kaggle', none of which is in 'hospital': they would be replaced; "):
+        films.write(ChestXray, others, tmp_path, "hospital")
+    assert films.read(tmp_path, "chest_xray", "test").facts["source"] == "kaggle"
+    films.write(ChestXray, others, tmp_path, "kaggle")  # saved anew, say
+    films.write(ChestXray, others | {"test": [*others["test"][1:], splits["test"][0]]}, tmp_path, "renamed")
+    assert films.read(tmp_path, "chest_xray", "test").facts["source"] == "renamed"
+    for shard in (tmp_path / "chest_xray").rglob("*.array_record*"):
+        shard.write_bytes(b"damaged")
+    films.write(ChestXray, splits, tmp_path, "kaggle")  # nothing is lost
+    assert films.read(tmp_path, "chest_xray", "test").facts["source"] == "kaggle"
 
 
 def test_fingerprint_follows_labels_and_splits(kaggle):

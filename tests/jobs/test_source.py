@@ -4,6 +4,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from jobs import JobError
 from jobs.datasets.chest_xray import audit
 from jobs.datasets.chest_xray.source import sort
 from jobs.datasets.films import counts, named
+from model import preprocess
 from tests.conftest import anew, jpeg, put
 
 
@@ -443,6 +445,26 @@ def test_a_zip_whose_list_of_files_is_damaged_is_refused(kaggle, tmp_path):
 def test_a_pipe_is_set_aside(kaggle):
     os.mkfifo(kaggle / "train/NORMAL/IM-0999-0001.jpeg")
     assert aside(sort(kaggle)) == {"train/NORMAL/IM-0999-0001.jpeg": ("unreadable", "neither a file nor a link to one")}
+
+
+def test_a_file_larger_than_any_film_is_set_aside_unread(kaggle, tmp_path, monkeypatch):
+    read = []
+    of_folder, of_zip = Path.read_bytes, zipfile.ZipFile.read
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), of_folder(path))[1])
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, of: (read.append(of.filename), of_zip(self, of))[1])
+    film = "train/NORMAL/IM-0990-0001.jpeg"
+    put(kaggle, film, b"")
+    os.truncate(kaggle / film, preprocess.MAX_BYTES + 1)  # a hole, which takes no room
+    told = "the file has 400,000,001 bytes; at most 400,000,000 are read: save the film alone, as PNG"
+    assert aside(sort(kaggle)) == {film: ("unreadable", told)}
+    assert len(read) == 51 and "IM-0990-0001.jpeg" not in read
+    os.truncate(kaggle / film, 100_000)
+    monkeypatch.setattr(preprocess, "MAX_BYTES", 50_000)
+    told = "the file has 100,000 bytes; at most 50,000 are read: save the film alone, as PNG"
+    assert aside(sort(Path(shutil.make_archive(str(tmp_path / "films"), "zip", kaggle)))) == {
+        film: ("unreadable", told)
+    }
+    assert len(read) == 102 and film not in read
 
 
 def test_progress_is_told(kaggle):

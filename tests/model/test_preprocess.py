@@ -142,6 +142,17 @@ def test_too_many_pixels(monkeypatch):
         decode(encoded(Image.fromarray(FILM)))
 
 
+def test_too_many_bytes(monkeypatch):
+    data = encoded(Image.fromarray(FILM))
+    monkeypatch.setattr(preprocess, "MAX_BYTES", len(data))
+    assert decode(data).pixels.shape == (72, 90)
+    monkeypatch.setattr(preprocess, "MAX_BYTES", len(data) - 1)
+    with pytest.raises(
+        ImageRefused, match=rf"the file has {len(data):,} bytes; at most {len(data) - 1:,} are read: save the film"
+    ):
+        decode(data)
+
+
 @pytest.mark.parametrize("side", [11_000, 20_000])
 @pytest.mark.filterwarnings("error")
 def test_a_picture_is_too_large_by_its_first_bytes_without_a_warning(side):

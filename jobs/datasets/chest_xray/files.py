@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobs import JobError, printable, walk
+from model.preprocess import ImageRefused, check_length
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError)
 
@@ -54,9 +55,12 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
 def _read(path: Path) -> tuple[bytes, str]:
     """The bytes of a file, and why there are none."""
     try:
-        if path.is_file():
-            return path.read_bytes(), ""
-        return b"", "neither a file nor a link to one"  # reading a pipe would wait for ever
+        if not path.is_file():
+            return b"", "neither a file nor a link to one"  # reading a pipe would wait for ever
+        check_length(path.stat().st_size)
+        return path.read_bytes(), ""
+    except ImageRefused as refusal:
+        return b"", str(refusal)
     except OSError as error:
         return b"", f"cannot be read ({error.strerror})"
 
@@ -71,7 +75,10 @@ def _members(source: Path, members: Iterable[zipfile.ZipInfo]) -> Iterator[File]
                 continue
             before.add(path)
             try:
+                check_length(member.file_size)
                 yield File(path, archive.read(member))
+            except ImageRefused as refusal:
+                yield File(path, b"", str(refusal))
             except NotImplementedError:
                 yield File(path, b"", "compressed in a way that cannot be read here; unpack the zip, give the folder")
             except RuntimeError:  # so zipfile says it
