@@ -17,7 +17,6 @@ it the --prevalence of the place, for PPV and NPV there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from rich.progress import track
 from jobs import JobError, UsageError, run, whole
 from jobs.datasets import films
 from jobs.evaluation import fit, metrics
-from jobs.evaluation.intervals import estimate
 from jobs.training.augment import views
 from model.calibration import FILE, Calibration, rescale
 from model.checkpoint import CheckpointError
@@ -38,8 +36,6 @@ from model.predictor import BATCH_SIZE, Predictor, Raw
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral films, such as 0.6,0.25,0.15.")
-
-TOLD = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 
 
 def main() -> None:
@@ -89,9 +85,9 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     labels, before = validation.labels, held_out[0]
     temperature, bias = fit.temperature(labels, before, prior)
     after = rescale(before, temperature, bias)
-    weights = fit.as_often(labels, prior)
-    losses = {
-        when: {name: float(metrics.measure(labels, probabilities, weights[None])[name][0]) for name in metrics.LOSSES}
+    weights = fit.as_often(labels, prior, np.ones(len(labels)))
+    measured = {
+        when: metrics.measure(labels, probabilities, weights[None])
         for when, probabilities in (("before", before), ("after", after))
     }
     calibration = Calibration(
@@ -112,8 +108,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
             "split": "validation",
             "prior": prior,
             "splits": {name: _counts(split) for name, split in (("train", train), ("validation", validation))},
-            **losses,
-            "figures": _figures(labels, after, weights, validation.patients),
+            **{when: {name: float(of[name][0]) for name in metrics.LOSSES} for when, of in measured.items()},
+            "figures": fit.figures(labels, after, validation.patients, prior),
         },
     )
     with whole(directory / FILE) as path:
@@ -138,16 +134,6 @@ def _counts(split: films.Split) -> dict[str, Any]:
         "patients": len(set(split.patients)),
         "classes": dict(zip(CLASSES, classes, strict=True)),
     }
-
-
-def _figures(
-    labels: np.ndarray, probabilities: np.ndarray, often: np.ndarray, patients: Sequence[str]
-) -> dict[str, list[float]]:
-    """What a person is told of the model: by name the figure and, but for too few patients, its 95 % interval."""
-    values, bounds = estimate(lambda weights: metrics.measure(labels, probabilities, weights * often), patients)
-    told = {name: (values[name], bounds[name]) for name in TOLD}
-    told |= {f"binary_{name}": (values["binary"][name], bounds["binary"][name]) for name in ("accuracy", "auroc")}
-    return {name: [value, *(interval or ())] for name, (value, interval) in told.items() if value is not None}
 
 
 def table(calibration: Calibration) -> str:

@@ -47,7 +47,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
+class Gaussians:
     """The Gaussians of one member of an ensemble, one a class, of one covariance: white in the space of `projection`.
 
     A distance is the square of Mahalanobis' to the nearest class, divided by the components: about 1 for
@@ -67,7 +67,7 @@ class Member:
 class Outliers:
     """What was learned of the training films, to tell what is not like them."""
 
-    members: tuple[Member, ...]
+    members: tuple[Gaussians, ...]
     threshold: float  # of the mean distance over the members, above which a film is refused
     mean_film: np.ndarray  # (THUMBNAIL, THUMBNAIL) of mean 0 and standard deviation 1
 
@@ -117,7 +117,7 @@ class Outliers:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Outliers:
         """The inverse of `to_json`."""
-        members = tuple(Member(_unpack(m["projection"]), _unpack(m["centres"])) for m in stored["members"])
+        members = tuple(Gaussians(_unpack(m["projection"]), _unpack(m["centres"])) for m in stored["members"])
         return cls(members, stored["threshold"], _unpack(stored["mean_film"]))
 
 

@@ -10,7 +10,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.fit import FALSE_REFUSALS, UNDECIDED
 from jobs.evaluation.intervals import RESAMPLES
-from jobs.evaluation.metrics import BINS
+from jobs.evaluation.metrics import BINS, LOSSES
 from jobs.evaluation.report import HELD_OUT, from_elsewhere
 from jobs.evaluation.shifts import SHIFTS
 from jobs.evaluation.tables import NO_WIDTH, markdown, number, points, share
@@ -302,7 +302,7 @@ def _analyses(predictor: Predictor, measured: Mapping[str, Any], report: Path) -
         form = number if name == "auroc" else share
         rows.append([f"pneumonia {name}", form(value, intervals["binary"][name])])
     before, before_it = measured["calibration"]["before"], measured["calibration"]["intervals"]["before"]
-    for name in ("log_loss", "brier", "ece", "ece_equal_mass"):
+    for name in LOSSES:
         stated = number(measured[name], intervals[name])
         stated += f"; before calibration {number(before[name], before_it[name])}"
         rows.append([name.replace("_", " "), stated])

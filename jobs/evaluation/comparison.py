@@ -60,9 +60,7 @@ def delong(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> DeLong:
     of_positives = np.stack([positives for positives, _ in placements])  # V10, (2, m)
     of_negatives = np.stack([negatives for _, negatives in placements])  # V01, (2, n)
     areas = of_positives.mean(axis=1)
-    covariance = sum(np.atleast_2d(np.cov(values)) / values.shape[1] for values in (of_positives, of_negatives))
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    error = float(np.sqrt(max(variance, 0)))
+    error = np.sqrt(sum(np.var(one - other, ddof=1) / len(one) for one, other in (of_positives, of_negatives)))
     difference = areas[0] - areas[1]
     p_value = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else 1.0 if difference == 0 else np.nan
     return DeLong(float(areas[0]), float(areas[1]), float(p_value))

@@ -46,7 +46,7 @@ def examine(predictor: Predictor, split: Split, heatmaps: np.ndarray, probabilit
             "alone": alone(split),
             "heat_outside": heat_outside(
                 heatmaps[np.arange(len(decided)), decided],
-                faithfulness.seen(predictor, heatmaps.shape[2]),
+                faithfulness.seen(predictor),
                 split.patients,
             ),
         },
@@ -275,10 +275,7 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
     calibration = predictor.calibration
     assert calibration
 
-    def distances(images: np.ndarray) -> np.ndarray:
-        return calibration.outliers.distances(Raw.joined(predictor.ask(images)).features)
-
-    ours = distances(np.asarray(split.images))
+    ours = calibration.outliers.distances(Raw.joined(predictor.ask(np.asarray(split.images))).features)
     made = list(negatives.pictures(np.asarray(split.images), split.patients))
     if split.facts["name"] != "phantom":
         drawn: dict[str, bytes] = {}
@@ -292,9 +289,10 @@ def outliers(predictor: Predictor, split: Split) -> dict[str, Any]:
         whose, files = zip(*((picture.patient, picture.file) for picture in pictures), strict=True)
         films = [preprocess.decode(data) for data in files]
         images = np.stack([preprocess.resize(film.pixels, predictor.storage_size) for film in films])
-        answers = list(predictor.predict(images))
+        raw = Raw.joined(predictor.ask(images))
+        answers = predictor.answer(images, raw)
         reasons = [objection(film) or answer.reason for film, answer in zip(films, answers, strict=True)]
-        far = distances(images)
+        far = calibration.outliers.distances(raw.features)
         other = np.repeat([False, True], [len(ours), len(far)])
         both = np.concatenate([ours, far])
 

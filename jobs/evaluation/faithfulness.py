@@ -1,11 +1,13 @@
 """Whether heat maps are worth looking at: do they name what the model uses, and do they depend on the model at all?
 
-A map is asked for the class that the model decides for. Deletion and insertion are those of Petsiuk et al. 2018
-(section 4.2), the cascading randomisation that of Adebayo et al. 2018 (section 3.1).
+A map is asked for the class that the model decides for. Deletion and insertion are after Petsiuk et al. 2018
+(section 4.2), but for places that are blurred in deletion, too, where theirs are black; the cascading randomisation is
+that of Adebayo et al. 2018 (section 3.1).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -133,13 +135,15 @@ def _maps(predictor: Predictor, images: np.ndarray, labels: np.ndarray, method: 
     return np.stack([gradcam.upsample(one, size, size) for one in coarse])
 
 
-def seen(predictor: Predictor, cells: int) -> np.ndarray:
-    """(cells, cells) where on a film its networks have maps at all: 1 where all do, 0 where none does."""
+def seen(predictor: Predictor) -> np.ndarray:
+    """(h, w) the map of a film where each network finds all that it sees alike: 1 where all see, 0 where none does."""
     flat = []
-    for member in predictor.members:
-        inside = jnp.ones((1, round(cells * member.side), round(cells * member.side)))
-        flat.append(gradcam.upsample(np.asarray(preprocess.from_middle(inside, member.side))[0], cells, cells))
-    return np.mean(flat, axis=0)
+    for member, variables in zip(predictor.members, predictor.variables, strict=True):
+        features = functools.partial(member.module.apply, method="features")
+        image = jax.ShapeDtypeStruct((1, member.image_size, member.image_size, 1), jnp.float32)
+        grid = jax.eval_shape(features, variables, image).shape[1:3]
+        flat.append(preprocess.from_middle(jnp.ones((1, 1, *grid)), member.side))
+    return np.asarray(gradcam.average(flat).maps[0, 0])
 
 
 def _correlations(first: np.ndarray, second: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -187,8 +191,7 @@ def measure(
 
     size = images.shape[1]
     turned_films = np.stack([rotation(film, TURN_DEGREES) for film in images])
-    cells = next(predictor.ask(images, min(gradcam.METHODS)))[1].heatmaps.maps.shape[-1]  # those of every method
-    flat = gradcam.upsample(seen(predictor, cells), size, size)  # below 1 where the blank border shines in
+    flat = gradcam.upsample(seen(predictor), size, size)  # below 1 where the blank border shines in
     whole, shifted, turned = (
         picture > 1 - 1e-3 for picture in (flat, np.minimum(flat, _shifted(flat)), np.minimum(flat, _turned(flat)))
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import optimize
 from sklearn.covariance import LedoitWolf
 
 from jobs import JobError
+from jobs.evaluation import metrics
+from jobs.evaluation.intervals import estimate
 from model.calibration import SMALLEST, rescale
 from model.labels import CLASSES, NORMAL
-from model.outliers import Member, Outliers, thumbnails
+from model.outliers import Gaussians, Outliers, thumbnails
 
 UNDECIDED = 0.1  # share of the validation films, the least sure ones, that are *uncertain*
 FALSE_REFUSALS = 0.01  # share of the validation films that are called unlike the training films
@@ -38,7 +41,7 @@ def temperature(
     Returns:
       (temperature, bias); the temperature is at most TEMPERATURE_MAX, the bias sums to zero.
     """
-    weights = as_often(labels, prior) / len(labels)
+    weights = as_often(labels, prior, np.ones(len(labels))) / len(labels)
     shares = np.bincount(labels, weights, minlength=len(CLASSES))  # those of the prior, or of the films
     # One share for all classes, or the targets would not have theirs.
     more = len(CLASSES) / (len(labels) / len(CLASSES) + len(CLASSES))
@@ -48,7 +51,7 @@ def temperature(
         bias = np.zeros(len(CLASSES))
         bias[1:] = parameters[1:] if prior is not None else 0
         bias -= bias.mean()
-        return float(np.exp(parameters[0])), (float(bias[0]), float(bias[1]), float(bias[2]))
+        return 1 / float(parameters[0]), (float(bias[0]), float(bias[1]), float(bias[2]))
 
     def loss(parameters: np.ndarray) -> float:
         scaled = rescale(probabilities, *unpack(parameters))
@@ -56,17 +59,43 @@ def temperature(
 
     # The loss is convex in (1 / temperature, bias), so what is found is the minimum. Where that is at 0 or below, as of
     # a network that takes bacterial films for viral ones, the bound keeps its answers apart.
-    bounds = [(None, np.log(TEMPERATURE_MAX)), (None, None), (None, None)][: 1 if prior is None else len(CLASSES)]
-    found = optimize.minimize(loss, np.zeros(len(bounds)), method="Nelder-Mead", bounds=bounds, tol=1e-8)
-    return unpack(found.x)
+    bounds = [(1 / TEMPERATURE_MAX, None), (None, None), (None, None)][: 1 if prior is None else len(CLASSES)]
+    start = np.eye(len(bounds))[0]  # as the network has it
+    exact = {"ftol": 1e-14, "gtol": 1e-8}
+    return unpack(optimize.minimize(loss, start, method="L-BFGS-B", bounds=bounds, options=exact).x)
 
 
-def as_often(labels: np.ndarray, prior: Sequence[float] | None) -> np.ndarray:
-    """(N,) how often each film counts where the classes have the shares of `prior`; once each without one."""
+def as_often(labels: np.ndarray, prior: Sequence[float] | None, weights: np.ndarray) -> np.ndarray:
+    """How often films count, (..., N) -> that where the classes have the shares of `prior`; as it is without one."""
     if prior is None:
-        return np.ones(len(labels))
-    weights = (np.asarray(prior) / np.bincount(labels, minlength=len(CLASSES)))[labels]
-    return weights * (len(labels) / weights.sum())
+        return weights
+    present = weights @ np.eye(len(CLASSES))[labels]  # (..., classes)
+    factors = np.divide(prior, present, out=np.zeros_like(present), where=present > 0)
+    return weights * factors[..., labels] * weights.sum(axis=-1, keepdims=True)
+
+
+def figures(
+    labels: np.ndarray, probabilities: np.ndarray, patients: Sequence[str], prior: Sequence[float] | None
+) -> dict[str, list[float]]:
+    """What a person is told of the model, where the classes have the shares of `prior`; without one, of these films.
+
+    Args:
+      labels: (N,) int.
+      probabilities: (N, 3), calibrated.
+      patients: (N,) who each film is of.
+      prior: shares of the classes; those of every resample, too, since such a place has no others.
+
+    Returns:
+      By name the figure and, but for too few patients, its 95 % interval.
+    """
+
+    def measure(weights: np.ndarray) -> dict[str, Any]:
+        return metrics.measure(labels, probabilities, as_often(labels, prior, weights))
+
+    values, bounds = estimate(measure, patients)
+    told = {name: (values[name], bounds[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")}
+    told |= {f"binary_{name}": (values["binary"][name], bounds["binary"][name]) for name in ("accuracy", "auroc")}
+    return {name: [value, *(interval or ())] for name, (value, interval) in told.items() if value is not None}
 
 
 def operating_points(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -106,7 +135,7 @@ def confidence(probabilities: np.ndarray, weights: np.ndarray) -> float:
     return float(top[order[max(0, first - 1) : first + 1]].mean())
 
 
-def gaussians(labels: np.ndarray, features: np.ndarray) -> Member:
+def gaussians(labels: np.ndarray, features: np.ndarray) -> Gaussians:
     """One Gaussian a class with one covariance, shrunk (Lee et al. 2018, equation 1; Ledoit and Wolf 2004).
 
     Args:
@@ -122,7 +151,7 @@ def gaussians(labels: np.ndarray, features: np.ndarray) -> Member:
     covariance = LedoitWolf(assume_centered=True).fit(components - centres[labels]).covariance_
     values, vectors = np.linalg.eigh(covariance)
     whiten = (vectors / np.sqrt(np.maximum(values, values.max() * 1e-10))).T  # (k, k)
-    return Member(projection=whiten @ kept.T, centres=centres @ whiten.T)
+    return Gaussians(projection=whiten @ kept.T, centres=centres @ whiten.T)
 
 
 def outliers(

@@ -94,7 +94,7 @@ def rotation(film: np.ndarray, degrees: float) -> np.ndarray:
     return _clipped(ndimage.rotate(film.astype(float), degrees, reshape=False, order=1, mode="nearest"))
 
 
-# By name: what is done, and how much; the value that changes nothing stands among them.
+# By name: what is done, how much, and which of these values stands for the film as it is; all but JPEG's change no bit.
 SHIFTS: Mapping[str, tuple[Shift, tuple[float, ...], float]] = {
     "gamma": (gamma, (0.5, 0.7, 1.0, 1.4, 2.0), 1.0),
     "contrast": (contrast, (0.4, 0.6, 0.8, 1.0, 1.3, 1.7), 1.0),

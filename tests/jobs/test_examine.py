@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -12,7 +13,8 @@ from jobs.datasets.films import Split, png
 from jobs.evaluation import examine, faithfulness, negatives, shifts
 from jobs.evaluation.intervals import estimate, mean
 from jobs.evaluation.metrics import auroc
-from model.predictor import REFUSED, Predictor
+from model import gradcam
+from model.predictor import REFUSED, Predictor, Raw
 from tests.model.test_predictor import VARIED, run  # noqa: F401  (a fixture)
 
 
@@ -130,10 +132,24 @@ def test_heat_outside_the_centre():
 
 
 def test_what_is_seen_is_the_middle(predictor):
-    np.testing.assert_array_equal(faithfulness.seen(predictor, 8), np.ones((8, 8)))
-    half = types.SimpleNamespace(members=[dataclasses.replace(predictor.members[0], side=0.5), predictor.members[0]])
-    flat = faithfulness.seen(half, 8)
-    assert flat[0, 0] == flat[1, 4] == 0.5 and flat[3, 3] == flat[2, 5] == 1
+    (whole,), variables = predictor.members, predictor.variables * 2
+    cells = len(faithfulness.seen(predictor))
+    np.testing.assert_array_equal(faithfulness.seen(predictor), np.ones((cells, cells)))
+    half = dataclasses.replace(whole, side=0.5)
+    flat = faithfulness.seen(types.SimpleNamespace(members=[half, whole], variables=variables))
+    assert flat.shape == (2 * cells, 2 * cells)
+    edge = cells // 2
+    assert (flat[:edge] == 0.5).all() and (flat[edge:-edge, edge:-edge] == 1).all()
+
+
+def test_what_is_seen_is_what_a_map_without_preference_shows(predictor, monkeypatch):
+    (whole,), variables = predictor.members, predictor.variables * 2
+    alike = predictor.with_variables(variables)
+    alike.members = (dataclasses.replace(whole, image_size=24, side=0.875), dataclasses.replace(whole, side=0.875))
+    monkeypatch.setitem(gradcam.METHODS, "flat", lambda a, g: jnp.ones((*g.shape[:2], *a.shape[1:3])))
+    shown = Raw.joined(alike.ask(VARIED[:1], "flat")).heatmaps.maps
+    np.testing.assert_allclose(faithfulness.seen(alike), shown[0, 0], atol=1e-6)
+    assert shown.min() == 0.5 and shown.max() == 1  # the cells of the coarser are wider than what it does not see
 
 
 def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
@@ -258,8 +274,8 @@ def test_phantoms_are_each_of_another_child(run, split, monkeypatch):  # noqa: F
     drawn = [types.SimpleNamespace(patient=f"child {index // 2}", png=png(VARIED[index])) for index in range(10)]
     monkeypatch.setattr(examine, "phantom", drawn.__getitem__)
     asked = []
-    answer = predictor.predict
-    monkeypatch.setattr(predictor, "predict", lambda images: asked.append(images) or answer(images))
+    ask = predictor.ask
+    monkeypatch.setattr(predictor, "ask", lambda images: asked.append(images) or ask(images))
     real = types.SimpleNamespace(**vars(split) | {"facts": {"name": "chest_xray"}})
     assert examine.outliers(predictor, real)["phantoms"]["count"] == 5
-    np.testing.assert_array_equal(asked[0], VARIED[:10:2])
+    np.testing.assert_array_equal(asked[1], VARIED[:10:2])  # after the films

@@ -13,7 +13,7 @@ from jobs import JobError
 from jobs.exporting import graph
 from model import checkpoint, registry
 from model.calibration import FILE, Calibration
-from model.outliers import Member, Outliers
+from model.outliers import Gaussians, Outliers
 from model.predictor import Predictor
 from model.weights import WeightsError, source
 from tests.conftest import command
@@ -57,7 +57,7 @@ def save(directory, seed=0, dtype=np.float32, **meta):
 
 def calibrate(directory, temperature=1.7, bias=(0.2, -0.1, 0.0)):
     predictor = Predictor.open(directory, calibrated=False)
-    members = tuple(Member(np.ones((1, 8)), np.zeros((3, 1))) for _ in predictor.members)
+    members = tuple(Gaussians(np.ones((1, 8)), np.zeros((3, 1))) for _ in predictor.members)
     fitted = Calibration(
         predictor.weights,
         predictor.steps,

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
+from scipy.special import log_softmax, softmax
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import log_loss
 
@@ -13,17 +15,12 @@ from model.outliers import Outliers
 RANDOM = np.random.default_rng(0)
 
 
-def softmax(logits):
-    powers = np.exp(logits)
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 def drawn(probabilities, random):
     """A label of each film, drawn from its own probabilities."""
     return (random.random((len(probabilities), 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
 
 
-TRUE = softmax(RANDOM.normal(size=(20_000, 3)))
+TRUE = softmax(RANDOM.normal(size=(20_000, 3)), axis=1)
 LABELS = drawn(TRUE, RANDOM)
 
 
@@ -76,7 +73,7 @@ def test_a_stated_prior_is_met():
 def test_a_rare_class_stays_rare_where_films_are_few(prior):
     labels, probabilities = LABELS[:600], TRUE[:600]
     fitted = rescale(probabilities, *fit.temperature(labels, probabilities, prior))
-    often = fit.as_often(labels, prior)
+    often = fit.as_often(labels, prior, np.ones(len(labels)))
     np.testing.assert_allclose(often @ fitted / often.sum(), prior, rtol=0.02)
 
 
@@ -85,7 +82,7 @@ def test_a_prior_is_met_where_one_class_has_few_films(prior):
     kept = np.concatenate([np.flatnonzero(label == LABELS)[:count] for label, count in enumerate((200, 200, 10))])
     labels, probabilities = LABELS[kept], TRUE[kept]
     fitted = rescale(probabilities, *fit.temperature(labels, probabilities, prior))
-    often = fit.as_often(labels, prior)
+    often = fit.as_often(labels, prior, np.ones(len(labels)))
     np.testing.assert_allclose(often @ fitted / often.sum(), prior, atol=0.003)
 
 
@@ -147,10 +144,51 @@ def test_a_tenth_is_left_undecided():
 
 def test_films_count_as_often_as_their_class_is_there():
     labels = np.array([0, 0, 0, 1, 2, 2])
-    np.testing.assert_array_equal(fit.as_often(labels, None), 1)
-    weights = fit.as_often(labels, (0.5, 0.3, 0.2))
+    resamples = np.array([[1, 1, 1, 1, 1, 1], [2, 0, 1, 0, 0, 3], [1, 0, 0, 5, 0, 0]])
+    np.testing.assert_array_equal(fit.as_often(labels, None, resamples), resamples)
+    weights = fit.as_often(labels, (0.5, 0.3, 0.2), resamples)[0]
     assert weights.sum() == pytest.approx(6)
     np.testing.assert_allclose([weights[labels == label].sum() / 6 for label in range(3)], [0.5, 0.3, 0.2])
+    weights = fit.as_often(labels, (0.5, 0.3, 0.2), resamples)
+    np.testing.assert_allclose(weights[1], [2, 0, 1, 0, 0, 1.2])  # the class that was not drawn counts nothing
+    np.testing.assert_allclose(weights[2], [3, 0, 0, 1.8, 0, 0])
+
+
+@pytest.mark.parametrize("prior", [None, (0.6, 0.25, 0.15), (0.9, 0.07, 0.03), (0.98, 0.01, 0.01)])
+def test_no_other_temperature_and_bias_lose_less(prior):
+    """Of few films, some of them wrong, a search may stop at the bound though there is a minimum within."""
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        labels = random.permutation(np.arange(random.integers(30, 200)) % 3)
+        logits = random.normal(size=(len(labels), 3)) + random.uniform(0.3, 2) * np.eye(3)[labels]
+        logits *= random.uniform(0.5, 4)
+        probabilities = softmax(logits, axis=1)
+        weights = np.ones(len(labels)) if prior is None else (np.array(prior) / np.bincount(labels))[labels]
+        more = 3 / (len(labels) / 3 + 3)
+        shares = np.bincount(labels, weights) / weights.sum()
+        targets = ((1 - more) * np.eye(3)[labels] + more * shares) * weights[:, None] / weights.sum()
+
+        def loss(temperature, bias):
+            return -(targets * log_softmax(logits / temperature + bias, axis=1)).sum()  # noqa: B023
+
+        found = loss(*fit.temperature(labels, probabilities, prior))
+
+        def of_vector(vector):
+            return loss(1 / vector[0], [0, *(vector[1:] if prior else (0, 0))])
+
+        starts = random.uniform([0.01, -3, -3], [3, 3, 3], (5, 3))
+        others = [optimize.minimize(of_vector, one, bounds=[(0.01, None), *[(None, None)] * 2]).fun for one in starts]
+        assert found <= min(others) + 1e-6
+
+
+def test_figures_at_a_prior_are_of_no_other_place():
+    labels = np.repeat([0, 1, 2], 20)
+    probabilities = np.tile([0.8, 0.1, 0.1], (60, 1))  # right of normal films alone, whoever is drawn
+    patients = [f"patient {index}" for index in range(60)]
+    told = fit.figures(labels, probabilities, patients, (0.6, 0.3, 0.1))
+    assert told["accuracy"] == pytest.approx([0.6, 0.6, 0.6])
+    value, low, high = fit.figures(labels, probabilities, patients, None)["accuracy"]
+    assert value == pytest.approx(1 / 3) and low < value < high
 
 
 def test_the_gaussians_whiten_what_is_within_the_classes():

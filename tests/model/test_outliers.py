@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.spatial.distance import mahalanobis
 
 from model import outliers, preprocess
-from model.outliers import Member, Outliers, objection
+from model.outliers import Gaussians, Outliers, objection
 
 
 def decoded(image, **options):
@@ -85,7 +85,7 @@ def test_distances_are_mahalanobis_to_the_nearest_class():
     covariance = mixing @ mixing.T
     whiten = np.linalg.inv(np.linalg.cholesky(covariance))
     centres, features = random.normal(size=(3, 5)), random.normal(size=(7, 5)) * 3
-    found = Member(whiten, centres @ whiten.T).distances(features)
+    found = Gaussians(whiten, centres @ whiten.T).distances(features)
     inverse = np.linalg.inv(covariance)
     expected = [min(mahalanobis(film, centre, inverse) for centre in centres) ** 2 / 5 for film in features]
     np.testing.assert_allclose(found, expected)
@@ -103,7 +103,7 @@ def fitted():
     random = np.random.default_rng(1)
     films = np.stack([film_like(random) for _ in range(20)])
     mean = outliers.thumbnails(films).mean(axis=0)
-    member = Member(np.eye(2), np.zeros((3, 2)))
+    member = Gaussians(np.eye(2), np.zeros((3, 2)))
     return Outliers((member, member), 4.0, mean / mean.std()), films
 
 

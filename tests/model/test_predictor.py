@@ -13,7 +13,7 @@ from PIL import Image
 from model import checkpoint, gradcam
 from model import predictor as predictor_module
 from model.calibration import Calibration
-from model.outliers import Member, Outliers, thumbnails
+from model.outliers import Gaussians, Outliers, thumbnails
 from model.predictor import Prediction, Predictor
 from model.preprocess import resize, to_input
 from model.registry import build
@@ -318,7 +318,7 @@ def test_nothing_to_open_says_how_to_train(tmp_path):
 def calibration(predictor, **change):
     raw = next(raw for _, raw in predictor.ask(VARIED[:32]))
     (features,) = raw.features
-    member = Member(np.eye(8), np.tile(features.mean(axis=0, dtype=float), (3, 1)))
+    member = Gaussians(np.eye(8), np.tile(features.mean(axis=0, dtype=float), (3, 1)))
     mean_film = thumbnails(VARIED).mean(axis=0)
     fitted = Calibration(
         weights=predictor.weights,
