@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model import checkpoint
-from model.labels import CLASSES
+from model.labels import CLASSES, NORMAL
 from model.predictor import REFUSED, UNCERTAIN, Prediction, Predictor
 from space.gallery import percent
 
@@ -22,7 +22,7 @@ DECISIONS = {
     "bacterial": "Bacterial pneumonia",
     "viral": "Viral pneumonia",
     UNCERTAIN: "Uncertain",
-    REFUSED: "This film was not read",
+    REFUSED: "This film was refused",
 }
 FIGURES = {  # by their names in a checkpoint's meta, but for "val_"
     "accuracy": "{} of films get the right one of the three classes",
@@ -55,8 +55,7 @@ def notices(meta: dict[str, Any]) -> str:
 
 def answer(name: str, prediction: Prediction) -> str:
     """HTML of one answer: the decision and a bar a class, or why there is none."""
-    words = DECISIONS.get(prediction.decision, prediction.decision.capitalize())
-    lines = [f"<p class='file'>{html.escape(name)}</p><h2>{words}</h2>"]
+    lines = [f"<p class='file'>{html.escape(name)}</p><h2>{DECISIONS[prediction.decision]}</h2>"]
     if prediction.reason:
         lines.append(f"<p>{html.escape(prediction.reason[0].upper() + prediction.reason[1:])}.</p>")
     if prediction.decision == UNCERTAIN:
@@ -70,7 +69,8 @@ def answer(name: str, prediction: Prediction) -> str:
                 f"<td>{percent(probability)}</td>"
                 f"<td aria-hidden='true'><div style='width: {100 * probability:.1f}%'></div></td></tr>"
             )
-        lines.append("</table>")
+        pneumonia = percent(1 - prediction.probabilities[NORMAL])
+        lines.append(f"</table><p>Pneumonia of either kind: <strong>{pneumonia}</strong></p>")
     return "".join(lines)
 
 
@@ -97,31 +97,40 @@ def about(predictor: Predictor) -> str:
     parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
     networks = "; ".join(
         f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels{_middle(meta)} "
-        f"after {meta['epoch']} epochs" + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
+        f"after {meta['epoch']} epoch{'' if meta['epoch'] == 1 else 's'}"
+        + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
         for meta in predictor.metas
     )
     what = "A neural network" if len(predictor.metas) == 1 else f"The mean of {len(predictor.metas)} neural networks"
     refusals = (
         "Pictures that are unlike the films it learned from are refused, but not all of them."
         if predictor.calibration
-        else "Almost any picture gets an answer, also one that is no chest X-ray."
+        else "Its percentages are not calibrated: they may say too much or too little, and no film is left uncertain. "
+        "Almost any picture gets an answer, also one that is no chest X-ray."
     )
     # Two of three networks that learnt mirrored films are enough, one is not: "Mirrored films" in docs/experiments.md.
     learnt = [bool(meta["config"]["augment"]["flip_probability"]) for meta in predictor.metas]
     warned = ", and do not trust the answer to a mirrored film, which passes for any other"
     mirrored = "" if sum(learnt) > len(learnt) / 2 else warned
+    whose = dataset["citation"] or "Drawn by a program."
+    elsewhere = (
+        "What it answers to a real film means nothing."
+        if dataset["name"] == "phantom"
+        else f"Expect worse on films of other hospitals, machines and ages{mirrored}."
+    )
     return f"""\
 **The model.** {what}, {parameters:,} parameters, that see{"s" if len(predictor.metas) == 1 else ""} films in gray,
 squashed to a square: {networks}.
 
-**Trained on** `{dataset["name"]}` (from `{dataset["source"]}`), licence {dataset["license"]}. {dataset["citation"]}
+**Trained on** `{dataset["name"]}` (from `{dataset["source"]}`), licence {dataset["license"]}. {whose}
 
 **How good it is** {_quality(predictor)}
 
-Expect worse on films of other hospitals, machines and ages{mirrored}. {refusals}
+{elsewhere} {refusals}
 
-**The maps** show which places speak for a class in the eyes of the model, not where disease is; the most in one
-map is not the most in another. Where the methods disagree, trust the maps less."""
+**The maps** show which places speak for normal rather than pneumonia, or for one kind of pneumonia rather than normal,
+in the eyes of the model: not where disease is, nor what tells the two kinds apart. The most in one map is not the most
+in another. Where the methods disagree, trust the maps less."""
 
 
 def _middle(meta: Mapping[str, Any]) -> str:
@@ -161,7 +170,7 @@ def _figures(predictor: Predictor) -> str:
 def _films(predictor: Predictor) -> str:
     """What the figures are measured on."""
     if not predictor.calibration:
-        return "films of that set that it was not trained on"
+        return "films of that set that it was not trained on, but by which it was chosen"
     facts = predictor.calibration.facts
     held_out = facts["splits"]["validation"]
     text = (
@@ -170,7 +179,7 @@ def _films(predictor: Predictor) -> str:
     )
     if facts["prior"] is None:
         return text
-    shares = ", ".join(f"{share:.0%} {name}" for name, share in zip(CLASSES, facts["prior"], strict=True))
+    shares = ", ".join(f"{100 * share:g} % {name}" for name, share in zip(CLASSES, facts["prior"], strict=True))
     return f"{text}, and each class as common as stated ({shares})"
 
 

@@ -148,7 +148,7 @@ def test_show_gives_the_chosen_film_under_the_maps_of_the_method(predictor, film
 
 def test_refused_film_shows_its_reason_and_no_pictures(predictor, damaged):
     card, maps, pictures = app.show(predictor, [str(damaged)], 0, "gradcam", 0.5)
-    assert "This film was not read" in card and "damaged or cut short" in card
+    assert "This film was refused" in card and "damaged or cut short" in card
     assert not maps.visible and pictures == gr.update(value=[], visible=False)
 
 
@@ -158,7 +158,7 @@ def test_a_refused_picture_that_could_be_opened_is_shown_without_maps(predictor,
     path = tmp_path / "coloured.png"
     Image.fromarray(coloured.astype(np.uint8)).save(path)
     card, maps, pictures = app.show(predictor, [str(path)], 0, "gradcam", 0.5)
-    assert "This film was not read" in card and "colour" in card
+    assert "This film was refused" in card and "colour" in card
     assert not maps.visible and pictures["visible"] and pictures["label"] == "The film"
     assert len(pictures["value"]) == 1
 

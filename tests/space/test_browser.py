@@ -132,7 +132,7 @@ def test_several_films_one_of_them_damaged(page, url, films, damaged):
 
     page.all("#chosen input")[0].click()
     page.until(lambda: page.all("#chosen [role=option]"))[0].click()
-    page.until(lambda: "This film was not read" in page.text("#answer"))
+    page.until(lambda: "This film was refused" in page.text("#answer"))
     assert "The image is damaged or cut short" in page.text("#answer")
     assert page.pictures() == []
 

@@ -26,13 +26,14 @@ def test_answer_gives_decision_and_every_probability():
 
 def test_refusal_gives_its_reason_and_no_probabilities():
     text = words.answer("film.png", Prediction(REFUSED, reason="image is 12 x 9 px; at least 64 x 64 is needed"))
-    assert "<h2>This film was not read</h2><p>Image is 12 x 9 px; at least 64 x 64 is needed.</p>" in text
+    assert "<h2>This film was refused</h2><p>Image is 12 x 9 px; at least 64 x 64 is needed.</p>" in text
     assert "<table" not in text and "%" not in text
 
 
-def test_a_decision_without_words_of_its_own_is_still_shown():
-    text = words.answer("film.png", Prediction("uncertain", ANSWERED.probabilities, reason="two classes are close"))
-    assert "<h2>Uncertain</h2><p>Two classes are close.</p>" in text and "75.0 %" in text
+def test_pneumonia_may_be_sure_where_its_kind_is_not():
+    for decision, shares in (("uncertain", [0.04, 0.5, 0.46]), ("normal", [0.36, 0.33, 0.31])):
+        text = words.answer("film.png", Prediction(decision, np.array(shares)))
+        assert f"Pneumonia of either kind: <strong>{100 - 100 * shares[0]:.1f} %</strong>" in text
 
 
 def test_table_has_a_row_a_film():
@@ -76,6 +77,8 @@ def test_about_says_what_the_checkpoint_says(predictor):
     assert "`chest_xray` (from `some_folder`), licence CC BY 4.0. A. Author: Films of Somewhere" in text
     assert "- 81.2 % of films" in text and "- 0.062 calibration error" in text
     assert "AUROC" not in text  # not defined on this split
+    assert "not trained on, but by which it was chosen" in text and "Its percentages are not calibrated" in text
+    assert "what tells the two kinds apart" in text and "Expect worse on films of other" in text
     assert "do not trust the answer to a mirrored film" in text
     metas = [meta | {"config": {"augment": {"flip_probability": 0.5}}} for meta in predictor.metas]
     mirrored = types.SimpleNamespace(meta=predictor.meta, metas=metas, calibration=None)
@@ -84,6 +87,13 @@ def test_about_says_what_the_checkpoint_says(predictor):
     assert "do not trust the answer to a mirrored film" in words.about(mirrored)
     mirrored.metas = [*predictor.metas, *metas, *metas]
     assert "mirrored" not in words.about(mirrored)
+
+
+def test_about_says_of_drawings_what_they_are(predictor):
+    drawn = predictor.meta | {"epoch": 1, "dataset": predictor.meta["dataset"] | {"name": "phantom", "citation": ""}}
+    text = words.about(types.SimpleNamespace(**vars(predictor) | {"meta": drawn, "metas": [drawn]}))
+    assert "after 1 epoch." in text and "CC BY 4.0. Drawn by a program." in text
+    assert "What it answers to a real film means nothing." in text and "hospitals" not in text
 
 
 def test_about_says_with_what_a_run_was_begun(predictor):
@@ -122,9 +132,10 @@ def test_about_an_ensemble_that_is_calibrated_gives_intervals(predictor):
     assert "- 81.0 % (77.7 to 84.0) of films get the right one" in text
     assert "- 0.990 (0.985 to 0.995) AUROC of normal against pneumonia" in text
     assert "on 613 films of 440 patients of that set that it was not trained on, but by which it was chosen" in text
+    assert "not calibrated" not in text
     assert "95 % intervals" in text and "common as stated" not in text
-    facts["prior"] = (0.7, 0.2, 0.1)
-    assert "each class as common as stated (70% normal, 20% bacterial, 10% viral)" in words.about(ensemble)
+    facts["prior"] = (0.7, 0.205, 0.095)
+    assert "each class as common as stated (70 % normal, 20.5 % bacterial, 9.5 % viral)" in words.about(ensemble)
     assert "macro-F1" not in text and "are refused, but not all of them" in text
 
 
