@@ -7,6 +7,7 @@ import errno
 import inspect
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -141,6 +142,11 @@ def walk(folder: Path) -> list[Path]:
 def printable(path: Path) -> str:
     """A path as text for people and files: bytes that are no UTF-8, as old archives have them, as \\xNN."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def command(job: str, *words: object) -> str:
+    """What a person types to run a job, as a shell reads it."""
+    return shlex.join(["python", f"jobs/{job}.py", *map(str, words)])
 
 
 def check_replaceable(out: Path, ours: Callable[[Path], bool], what: str, flag: str = "--out") -> None:

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from jobs import JobError, headed, run, take_place
+from jobs import JobError, command, headed, run, take_place
 from jobs.evaluation import cards
 from model import checkpoint
 from model.calibration import FILE, Calibration
@@ -91,7 +91,7 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     print(f"{out}: {members}, {dtype}, {size / 1e6:.1f} MB")
     if not (out / FILE).exists():
         why = f" ({sources[0] / FILE} is of the kernels before they were rounded)" if calibration else ""
-        print(f"not calibrated{why}; next: python jobs/calibrate.py --checkpoint {out}")
+        print(f"not calibrated{why}; next: {command('calibrate', '--checkpoint', out)}")
 
 
 def _is_ours(entry: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jobs import JobError, check_replaceable, headed, run, whole
+from jobs import JobError, check_replaceable, command, headed, run, whole
 from jobs.evaluation import cards
 from jobs.evaluation.report import TRAINED_ON
 from model.checkpoint import CheckpointError
@@ -33,7 +33,7 @@ def main() -> None:
     predictor = Predictor.open(directory)
     if predictor.calibration is None:
         raise JobError(
-            f"{directory} is not calibrated; do that first: python jobs/calibrate.py --checkpoint {directory}"
+            f"{directory} is not calibrated; do that first: {command('calibrate', '--checkpoint', directory)}"
             + (" (of a cross-validation, one of its members)" if len(predictor.metas) > 1 else "")
         )
     folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
@@ -45,7 +45,7 @@ def main() -> None:
     except KeyError as missing:
         raise JobError(
             f"{folder} has no figure named {missing}: another version wrote it; write it again: "
-            f"python jobs/evaluate.py --checkpoint {directory} --full --out {folder}"
+            f"{command('evaluate', '--checkpoint', directory, '--full', '--out', folder)}"
         ) from missing
     with whole(out) as path:
         path.write_text(text, encoding="utf-8")
@@ -58,7 +58,7 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
     Raises:
       JobError: there is none, or it lacks what --full adds.
     """
-    cure = f"python jobs/evaluate.py --checkpoint {directory} --full --out {folders[0]}"
+    cure = command("evaluate", "--checkpoint", directory, "--full", "--out", folders[0])
     problems = []
     assert predictor.calibration
     for folder in folders:

@@ -20,7 +20,7 @@ from jobs import JobError, UsageError, run
 from jobs.evaluation import comparison, predictions
 from jobs.evaluation.intervals import enough
 from jobs.evaluation.predictions import Predictions
-from jobs.evaluation.tables import counted, number
+from jobs.evaluation.tables import ALIKE, counted, number, widthless
 from model.labels import CLASSES, NORMAL
 
 SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "brier", "ece")
@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> None:
     first, second = (predictions.read(Path(argument)) for argument in arguments)
     different = "the two are not of the same films: {}; evaluate both on the same split"
     if missing := set(first.names) ^ set(second.names):
-        raise JobError(different.format(f"{counted(len(missing), 'film')} in one alone, such as {min(missing)}"))
+        alone = min(missing)
+        where = arguments[0] if alone in first.names else arguments[1]
+        raise JobError(different.format(f"{counted(len(missing), 'film')} in one alone, such as {alone} in {where}"))
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
         if differing := [name for name, a, b in zip(first.names, one, other, strict=True) if a != b]:
             raise JobError(
@@ -93,6 +95,8 @@ def table(first: Predictions, second: Predictions) -> str:
                 else "of so few patients their p says nothing."
             )
         )
+    if widthless(dict(rows)):
+        lines.append(ALIKE)
     return "\n".join(lines)
 
 

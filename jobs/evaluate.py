@@ -25,6 +25,7 @@ from absl import flags
 from jobs import UsageError, run
 from jobs.datasets import films
 from jobs.evaluation import decisions, examine, metrics, report
+from jobs.evaluation.tables import NO_WIDTH, widthless
 from model import gradcam
 from model.checkpoint import CheckpointError
 from model.predictor import Predictor
@@ -72,6 +73,8 @@ def main() -> None:
         for name, share in measured["pointing_game"].items():
             if share is not None:
                 print(metrics.line(name, share, measured["intervals"]["pointing_game"][name]))
+    if widthless(measured):
+        print(f"\n{NO_WIDTH}\n")
     print("\n".join(f"  {path}" for path in written))
 
 

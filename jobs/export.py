@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def export(directory: Path, kind: str, out: Path) -> None:
             )
     steps = ", ".join(f"step {step}" for step in predictor.steps)
     print(f"{out}: {steps}, {'calibrated' if calibration else 'not calibrated'}, {out.stat().st_size / 1e6:.1f} MB")
-    print(said.format(out=out))
+    print(said.format(out=shlex.quote(str(out))))
 
 
 def _write_safetensors(path: Path, loaded: checkpoint.Checkpoint, facts: Mapping[str, str]) -> str:

@@ -42,8 +42,9 @@ def main(arguments: list[str]) -> int:
     decisions, reasons = predict(predictor, files, out)
     print(f"{out}: {', '.join(f'{count} {decision}' for decision, count in decisions.most_common())}")
     if reasons:
-        reason, count = reasons.most_common(1)[0]
-        print(f"refused{'' if len(reasons) == 1 else ', most often'} ({count}): {reason}")
+        (reason, count), *others = reasons.most_common()
+        how = "" if not others else ", most often" if count > others[0][1] else ", for example"
+        print(f"refused{how} ({count}): {reason}")
     if predictor.calibration is None:
         print(
             "Not calibrated: the probabilities are as the networks give them, and no film is uncertain or too unlike."
@@ -64,7 +65,8 @@ def gather(sources: list[Path], out: Path) -> list[Path]:
     check_replaceable(out, headed(",".join(COLUMNS) + "$"), "table of this command")
     if not any(os.path.lexists(source) for source in sources):
         raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
-    files = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
+    found = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
+    files = list({file.absolute(): file for file in reversed(found)}.values())[::-1]  # each once
     table = os.path.realpath(out)  # of the last time
     files = [file for file in files if os.path.realpath(file) != table]
     if not files:

@@ -119,10 +119,11 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
     if lacking:
         console.print(f"The test split has no {' and no '.join(lacking)} film; figures that need some are not defined.")
     patients = [film.patient for split in sorted_films.splits.values() for film in split]
+    both = "stand on both sides of a split, and " if len(sorted_films.splits) > 1 else ""
     if unnamed := sum(not films.named(patient) for patient in patients):
         console.print(
             f"{unnamed} of {len(patients)} films name no patient (--help says how names do); each counts as of one of "
-            "its own, so films of one child may stand on both sides of a split, and make intervals too narrow.",
+            f"its own, so films of one child may {both}make intervals too narrow.",
             soft_wrap=True,
         )
     if sorted_films.objected:

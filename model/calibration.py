@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Calibration:
           CheckpointError: it is damaged, or was fitted for other weights.
         """
         path = directory / FILE
-        cure = f"fit it again: python jobs/calibrate.py --checkpoint {directory}"
+        cure = f"fit it again: python jobs/calibrate.py --checkpoint {shlex.quote(str(directory))}"
         try:
             stored = json.loads(path.read_text())
         except FileNotFoundError:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jobs import JobError, take_place
+from jobs import JobError, command, take_place
 from jobs.datasets.splits import deal
 from model.labels import CLASSES
 from model.preprocess import STORAGE_SIZE
@@ -267,7 +267,7 @@ def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
         found = f" (there is version {', '.join(sorted(others))}; this program reads {version})" if others else ""
         cure = _command(data_dir, dataset)
         if dataset != "phantom" and _holds_source(Path(data_dir)):
-            cure = f"python jobs/prepare.py --source {data_dir} --data_dir data, and read them from there"
+            cure = f"{command('prepare', '--source', data_dir, '--data_dir', 'data')}, and read them from there"
         raise JobError(f"no prepared {dataset} data in {data_dir}{found}; prepare it: {cure}")
     with _damage_is_told(data_dir, dataset):
         builder = tfds.builder_from_directory(str(folder))
@@ -291,7 +291,8 @@ def _holds_source(folder: Path) -> bool:
 
 
 def _command(data_dir: Path, dataset: str) -> str:
-    return f"python jobs/prepare.py --source {'phantom' if dataset == 'phantom' else 'SRC'} --data_dir {data_dir}"
+    source = "phantom" if dataset == "phantom" else "SRC"
+    return command("prepare", "--source", source, "--data_dir", data_dir)
 
 
 @contextlib.contextmanager

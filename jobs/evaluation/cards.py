@@ -145,8 +145,13 @@ def _training(meta: dict[str, Any]) -> str:
     """How a member was trained, and which of its epochs it is."""
     config = meta["config"]
     same = {"crop_area_min": 1}  # what changes nothing, where it is not 0
-    augment = config["augment"].items()
-    changes = [f"{name.replace('_', ' ')} {value:g}" for name, value in augment if value != same.get(name, 0)]
+    needs = {"erase_side": "erase_probability", "framed": "collimation"}  # each is of what the other asks for
+    augment = config["augment"]
+    changes = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in augment.items()
+        if value != same.get(name, 0) and augment[needs.get(name, name)]
+    ]
     balance = {"sampling": "a third of each class in every epoch", "loss": "classes weighted in the loss"}
     # Checkpoints of before there was such a field do not speak of it.
     left_out = config["data"].get("leave_out")

@@ -103,7 +103,7 @@ def table(measured: Mapping[str, Any]) -> str:
     for name, value in found["abstention"].items():
         lines.append(line(name.replace("_", " "), value, intervals["abstention"][name], plain=name.endswith("area")))
     prevalence = found["prevalence"]
-    of = "of these films" if prevalence is None else f"of {100 * prevalence:.1f} %"
+    of = "of these films" if prevalence is None else f"of {100 * prevalence:g} %"
     for name, figures in found["operating_points"].items():
         lines += ["", f"{name}: pneumonia from {fitted['thresholds'][name]:.4f}; PPV and NPV at a prevalence {of}"]
         lines += [line(key, value, intervals["operating_points"][name][key]) for key, value in figures.items()]

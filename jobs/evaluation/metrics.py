@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jobs.evaluation.tables import NO_WIDTH, counted, number, share
+from jobs.evaluation.tables import counted, number, share
 from model.labels import CLASSES, NORMAL
 
 BINS = 15
+TOLERANCE = 1e-4  # of the sum of three probabilities
 LOSSES = ("log_loss", "brier", "ece", "ece_equal_mass")  # the smaller the better
 PLAIN = (*LOSSES, "auroc", "average_precision")  # told as numbers; the rest are shares
 CLIP = 1e-7  # probabilities below it count as it in the log loss
@@ -107,9 +108,9 @@ def check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     if not np.isfinite(probabilities).all() or probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError(f"probabilities run from {probabilities.min()} to {probabilities.max()}; 0 to 1 is needed")
     worst = np.abs(probabilities.sum(axis=1) - 1).max()
-    if worst > 1e-4:
+    if worst > TOLERANCE:
         raise ValueError(
-            f"a row of probabilities is {worst:.2g} off a sum of 1; at most 1e-4 is allowed: softmax first"
+            f"a row of probabilities is {worst:.2g} off a sum of 1; at most {TOLERANCE:g} is allowed: softmax first"
         )
 
 
@@ -151,11 +152,12 @@ def auroc(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def _average_precision(truth: np.ndarray, value: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B,) mean of precision over the recalls, as steps: sum of (R_n - R_(n-1)) P_n."""
+    """(B,) mean of precision over the recalls, as steps: sum of (R_n - R_(n-1)) P_n; NaN where all are of one kind."""
     positive, negative = (sums[:, ::-1] for sums in by_value(truth, value, weights))
     hits, calls = np.cumsum(positive, axis=1), np.cumsum(positive + negative, axis=1)
     precision = np.divide(hits, calls, out=np.zeros_like(hits), where=calls > 0)
-    return ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
+    found = ratio((positive * precision).sum(axis=1), positive.sum(axis=1))
+    return np.where(negative.any(axis=1), found, np.nan)  # without a negative any order has 1
 
 
 def equal_width(probabilities: np.ndarray) -> np.ndarray:
@@ -207,15 +209,11 @@ def line(name: str, value: float | None, interval: Sequence[float] | None, plain
 def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
     """The figures of `score`, with their intervals, for a terminal."""
 
-    widths = []
-
     def stated(name: str, *path: str) -> str:
         value: Any = measured
         interval: Any = intervals
         for step in path:
             value, interval = value[step], interval[step]
-        if interval:
-            widths.append(interval[1] - interval[0])
         return line(name, value, interval, plain=path[-1] in PLAIN)
 
     lines = [f"{counted(measured['count'], 'film')}; 95 % intervals over resampled patients"]
@@ -225,6 +223,4 @@ def table(measured: dict[str, Any], intervals: dict[str, Any]) -> str:
     for name, figures in measured["classes"].items():
         lines += ["", f"{name}, {counted(figures['count'], 'film')}"]
         lines += [stated(figure.replace("_", " "), "classes", name, figure) for figure in figures if figure != "count"]
-    if 0 in widths:
-        lines += ["", NO_WIDTH]
     return "\n".join(lines)

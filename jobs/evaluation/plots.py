@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jobs.evaluation.decisions import risk_coverage
 from jobs.evaluation.metrics import expected_calibration_error, reliability_bins
+from jobs.evaluation.tables import counted
 from model.labels import CLASSES, NORMAL
 
 DPI = 150
@@ -45,6 +46,11 @@ def _figure(width: float, height: float, title: str) -> Figure:
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+
+
+def _say(axes: Axes, text: str) -> None:
+    """In the middle of an empty plot."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
 
 
 def scaling(
@@ -83,15 +89,16 @@ def scaling(
 def confusion_matrix(measured: Mapping[str, Any], path: Path) -> None:
     """Counts, and the share of each row, of `metrics.score(...)`."""
     matrix = np.asarray(measured["confusion_matrix"])
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure = _figure(4.6, 4.2, f"Confusion matrix, {matrix.sum()} films")
+    films = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(films, 1)
+    figure = _figure(4.6, 4.2, f"Confusion matrix, {counted(int(matrix.sum()), 'film')}")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         axes.text(
             column,
             row,
-            f"{count}\n{100 * shares[row, column]:.0f} %",
+            f"{count}\n{100 * shares[row, column]:.0f} %" if films[row] else "no film",
             ha="center",
             va="center",
             color="white" if shares[row, column] > 0.5 else "black",
@@ -114,9 +121,10 @@ def roc_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> Non
     """Sensitivity against false alarms, one curve a class and one for normal against pneumonia."""
     from sklearn.metrics import roc_auc_score, roc_curve  # a second, which no trainer should wait for
 
-    figure = _figure(5, 4.8, f"ROC, {len(labels)} films")
+    curves = _one_against_rest(labels, probabilities)
+    figure = _figure(5, 4.8, f"ROC, {counted(len(labels), 'film')}")
     axes = figure.add_subplot()
-    for name, truth, value in _one_against_rest(labels, probabilities):
+    for name, truth, value in curves:
         false_alarms, sensitivity, _ = roc_curve(truth, value)
         style = "--" if name == "pneumonia" else "-"
         label = f"{name}, AUROC {roc_auc_score(truth, value):.3f}"
@@ -124,6 +132,8 @@ def roc_curves(labels: np.ndarray, probabilities: np.ndarray, path: Path) -> Non
     axes.plot([0, 1], [0, 1], ":", color="gray", linewidth=1, label="chance")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
     axes.legend(loc="lower right", fontsize=9)
+    if not curves:
+        _say(axes, "not defined: all films are of one class")
     _tidy(axes)
     figure.savefig(path, dpi=DPI)
 
@@ -132,7 +142,7 @@ def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, path:
     """Precision against sensitivity, one curve a class and one for normal against pneumonia."""
     from sklearn.metrics import average_precision_score, precision_recall_curve  # as above
 
-    figure = _figure(5, 4.8, f"Precision and recall, {len(labels)} films")
+    figure = _figure(5, 4.8, f"Precision and recall, {counted(len(labels), 'film')}")
     axes = figure.add_subplot()
     curves = _one_against_rest(labels, probabilities)
     for name, truth, value in curves:
@@ -143,13 +153,15 @@ def precision_recall_curves(labels: np.ndarray, probabilities: np.ndarray, path:
     axes.set(xlabel="recall (sensitivity)", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     if curves:
         axes.legend(loc="lower left", fontsize=9)
+    else:
+        _say(axes, "not defined: all films are of one class")
     _tidy(axes)
     figure.savefig(path, dpi=DPI)
 
 
 def reliability_diagrams(labels: np.ndarray, probabilities: Mapping[str, np.ndarray], path: Path) -> None:
     """Accuracy by confidence, and how many films have each confidence (Guo et al. 2017, fig. 1); a column a name."""
-    figure = _figure(4.8 * len(probabilities), 5.6, f"Reliability, {len(labels)} films")
+    figure = _figure(4.8 * len(probabilities), 5.6, f"Reliability, {counted(len(labels), 'film')}")
     panels = figure.subplots(2, len(probabilities), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
     for (upper, lower), (name, values) in zip(panels.T, probabilities.items(), strict=True):
         confidence, accuracy, count = reliability_bins(labels, values)
@@ -182,15 +194,18 @@ def risk_coverage_curve(
       path: of the PNG.
     """
     coverage, risk = risk_coverage(labels, probabilities)
-    figure = _figure(5, 4, f"Risk and coverage, {len(labels)} films")
+    figure = _figure(5, 4, f"Risk and coverage, {counted(len(labels), 'film')}")
     axes = figure.add_subplot()
-    axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"])
+    marker = "." if len(coverage) == 1 else None
+    # Above the axis, for a line at 0 is one, too.
+    axes.plot(100 * coverage, 100 * risk, color=COLOURS["pneumonia"], marker=marker, clip_on=False, zorder=3)
     if decided is not None and decided["accuracy"] is not None:
         share, wrong = 100 * decided["coverage"], 100 - 100 * decided["accuracy"]
         label = f"decided here: {share:.0f} %, of them {wrong:.0f} % wrong"
         axes.plot(share, wrong, "o", color=COLOURS["bacterial"], clip_on=False, label=label)
         axes.legend(frameon=False, fontsize=9)
-    axes.set(xlabel="films decided, %", ylabel="of them wrong, %", xlim=(0, 100.5), ylim=(0, None))
+    axes.set(xlabel="films decided, %", ylabel="of them wrong, %", xlim=(0, 100.5))
+    axes.set_ylim(0, max(105 * risk.max(), 5))
     _tidy(axes)
     figure.savefig(path, dpi=DPI)
 
@@ -198,7 +213,7 @@ def risk_coverage_curve(
 def class_distribution(labels_of: Mapping[str, np.ndarray], path: Path) -> None:
     """Films of each class, a group of bars a split."""
     total = sum(len(labels) for labels in labels_of.values())
-    figure = _figure(1.8 + 2.2 * len(labels_of), 3.6, f"Classes, {total} films")
+    figure = _figure(1.8 + 2.2 * len(labels_of), 3.6, f"Classes, {counted(total, 'film')}")
     axes = figure.add_subplot()
     for label, name in enumerate(CLASSES):
         counts = [int((labels == label).sum()) for labels in labels_of.values()]
@@ -206,6 +221,7 @@ def class_distribution(labels_of: Mapping[str, np.ndarray], path: Path) -> None:
         axes.bar_label(bars, fontsize=9)
     axes.set_xticks(range(len(labels_of)), list(labels_of))
     axes.set_ylabel("films")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)
     figure.legend(loc="outside lower center", ncols=len(CLASSES), fontsize=9, frameon=False)
     _tidy(axes)
@@ -296,14 +312,20 @@ def map_methods(found: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("share of the film blurred" if kind == "deletion" else "share of the film not blurred")
         axes.legend(frameon=False, fontsize=8)
     curves[0].set_ylabel("mean probability of the class")
+    lowest = 0.0
     for name, row in table.items():
         if "cascade" in row:
+            lowest = min(lowest, *row["cascade"].values())
             heights = [1, *row["cascade"].values()]
             right.plot(heights, styles[name], color=colours[name], marker="o", markersize=3, label=name)
             parts = list(row["cascade"])
     right.axhline(0, color="0.6", linewidth=1)
     right.set_xticks(range(len(parts) + 1), ["none", *parts], rotation=20)
-    right.set(xlabel="randomised down to", ylabel="rank correlation with the map as it was", ylim=(-0.5, 1.05))
+    right.set(
+        xlabel="randomised down to",
+        ylabel="rank correlation with the map as it was",
+        ylim=(min(-0.5, lowest - 0.05), 1.05),
+    )
     right.set_title("What randomising the network leaves")
     right.legend(frameon=False, fontsize=8)
     for axes in (*curves, right):
@@ -383,7 +405,7 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
         patients.bar(np.arange(1, most + 1) + 0.27 * place, numbers, 0.25, color=COLOURS[name])
     patients.set_yscale("log")
     patients.set_ylim(bottom=0.5)  # where one patient is a bar, too
-    patients.xaxis.set_major_locator(MaxNLocator(integer=True))
+    patients.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     patients.set(xlabel="films of one patient", ylabel="patients", title="Films of one patient")
     for name, films in of_class.items():
         sizes.plot(films["width_px"], films["height_px"], ".", markersize=3, alpha=0.35, color=COLOURS[name])
@@ -397,7 +419,7 @@ def audit(columns: Mapping[str, np.ndarray], aurocs: Mapping[str, float | None],
             edges = np.linspace(low, high, 40)
             panel.hist(np.clip(value(films), low, high), edges, histtype="step", linewidth=1.5, color=COLOURS[kind])
         if high == low:
-            panel.text(0.5, 0.5, f"{low:.4g} in all films", ha="center", va="center", transform=panel.transAxes)
+            _say(panel, f"{low:.4g} in all films")
             panel.set(xticks=[], yticks=[])
         known = aurocs.get(name)
         told = "" if known is None else f": alone, AUROC {known:.2f} for pneumonia"

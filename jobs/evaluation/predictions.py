@@ -73,9 +73,18 @@ def read(path: Path) -> Predictions:
             raise ValueError(f"{other['name']} is labelled {other['label']!r}; {', '.join(CLASSES)} are known")
         labels = np.array([CLASSES.index(row["label"]) for row in rows])
         probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
+        sums = probabilities.sum(axis=1)
+        if (off := np.abs(sums - 1)).max() > metrics.TOLERANCE:
+            worst = int(off.argmax())
+            raise ValueError(
+                f"the probabilities of {names[worst]} sum to {sums[worst]:.7g}, which must be 1 within "
+                f"{metrics.TOLERANCE:g}; take the table as it was written, with all its digits"
+            )
         metrics.check(labels, probabilities)
         probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
         return Predictions(names, patients, labels, probabilities)
+    except IsADirectoryError as error:
+        raise JobError(f"{path} is a folder; give the predictions.csv of a report") from error
     except OSError as error:
         raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
     except (KeyError, ValueError, TypeError, IndexError, csv.Error) as error:

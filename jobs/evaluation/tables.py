@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NO_WIDTH = """\
 An interval of no width says only that all patients are alike in this: where the films of none of n patients are wrong,
 those of up to 3 in n others like them may be (Hanley and Lippman-Hand 1983)."""
+ALIKE = (
+    "An interval of no width says only that the two are alike in this on all of these films; on others they may not be."
+)
 ALONE = ()  # in the place of an interval: the figure is told without one
 
 
+def widthless(found: Mapping[str, Any], within: bool = False) -> bool:
+    """Whether any `interval`, or any of the `intervals`, in nested figures has no width."""
+    for name, value in found.items():
+        inside = within or name in ("interval", "intervals")
+        if isinstance(value, Mapping):
+            if widthless(value, inside):
+                return True
+        elif inside and value and value[0] == value[1]:
+            return True
+    return False
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells as they are, the first row its head; the first column to the left, the others to the right."""
+    """A table of cells, the first row its head; the first column to the left, the others to the right."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []

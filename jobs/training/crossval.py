@@ -136,6 +136,7 @@ def document(measured: dict[str, Any]) -> str:
     for name in ("mean", "standard_deviation"):
         table.append([name.replace("_", " "), *[""] * (len(known) - 1), *map(tables.figure, measured[name].values())])
     folds = config["data"]["folds"]
+    no_width = f"\n\n{tables.NO_WIDTH}" if tables.widthless(measured) else ""
     return f"""# Cross-validation
 
 {config["model"]["architecture"]} on {measured["dataset"]["name"]}, {measured["pooled"]["count"]} films of \
@@ -154,4 +155,4 @@ films of all folds by answers of different members: where these are not alike, i
 
 ```
 {metrics.table(measured["pooled"], measured["intervals"])}
-```"""
+```{no_width}"""

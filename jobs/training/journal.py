@@ -87,10 +87,11 @@ def announcement(phase: Phase, planned: Sequence[Phase], params: Any) -> str:
 
 
 def _line(row: dict[str, Any], epochs: int) -> str:
+    auroc = math.nan if row["val_binary_auroc"] is None else row["val_binary_auroc"]
     return (
         f"epoch {row['epoch']:>3}/{epochs}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
         f"accuracy {row['val_accuracy']:.3f}  macro-F1 {row['val_macro_f1']:.3f}  "
-        f"pneumonia AUROC {row['val_binary_auroc'] or math.nan:.4f}  {row['images_per_second']:.0f} images/s"
+        f"pneumonia AUROC {auroc:.4f}  {row['images_per_second']:.0f} images/s"
         + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from jobs import JobError, UsageError
+from jobs import JobError, UsageError, command
 from jobs.datasets import films
 from jobs.evaluation import metrics, neighbours
 from jobs.training import beginning, optim, steps
@@ -341,12 +341,11 @@ def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]]
     """What a person is told of a run that has ended, and what to do next."""
     best = history[int(np.argmax(scores))]
     if config.objective == "contrastive":
-        then = f"python jobs/train.py --config configs/cnn.py --config.init_from={workdir} --workdir {workdir}_tuned"
+        begun = ("--config", "configs/cnn.py", f"--config.init_from={workdir}")
+        then = command("train", *begun, "--workdir", f"{workdir}_tuned")
     else:
-        then = (
-            f"python jobs/evaluate.py --checkpoint {workdir} --split validation --data_dir {config.data.dir} "
-            f"--out {workdir / 'report'}"
-        )
+        films = ("--split", "validation", "--data_dir", config.data.dir)
+        then = command("evaluate", "--checkpoint", workdir, *films, "--out", workdir / "report")
     return (
         f"best: epoch {best['epoch']}, {config.select.metric} {best[config.select.metric]:.4f}; "
         f"curves in {workdir / 'curves.png'}\nnext: {then}"

@@ -122,6 +122,9 @@ def test_the_command_writes_a_page_and_a_picture(flawed, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 5
     done(job("audit", "--source", ".", "--out", tmp_path / "out", cwd=flawed))  # over that of the last time
     assert (tmp_path / "out/audit.md").read_text() == text
+    done(job("audit", "--source", shutil.copytree(flawed, tmp_path / "of two\nlines"), "--out", tmp_path / "out"))
+    assert (tmp_path / "out/audit.md").read_text().startswith("# of two lines: ")
+    done(job("audit", "--source", flawed, "--out", tmp_path / "out"))
     for name in ("audit.md", "audit.png"):
         (mine := tmp_path / name).write_text("# mine")
         result = job("audit", "--source", flawed, "--out", tmp_path)

@@ -144,10 +144,20 @@ def test_which_epoch_is_kept_is_told(reported):
 def test_how_strong_the_changes_of_films_were_is_told(reported):
     predictor = Predictor.open(reported)
     measured = json.loads((reported / "report/metrics.json").read_text())
-    predictor.meta["config"]["augment"] |= {"collimation": 0.0, "rotation_degrees": 20.0, "crop_area_min": 1.0}
+    predictor.meta["config"]["augment"] |= {
+        "collimation": 0.0,
+        "framed": 0.15,
+        "erase_probability": 0.0,
+        "rotation_degrees": 20.0,
+        "crop_area_min": 1.0,
+    }
     text = cards.card(predictor, measured, reported / "report")
     told = text.partition("random changes of every film: ")[2].partition(" is kept.")[0]
     assert "rotation degrees 20," in told and "collimation" not in told and "crop area min" not in told
+    assert "framed" not in told and "erase side" not in told  # of what is not done
+    predictor.meta["config"]["augment"] |= {"collimation": 0.2, "framed": 0.15, "erase_probability": 0.25}
+    text = cards.card(predictor, measured, reported / "report")
+    assert "framed 0.15" in text and "erase side 0.25" in text
 
 
 def test_few_patients_leave_figures_without_intervals(reported):

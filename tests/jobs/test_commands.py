@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import command
 from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
 from jobs.evaluation import fit, predictions
+from jobs.evaluation.tables import NO_WIDTH
 from jobs.training.augment import views
 from model import checkpoint
 from model.predictor import Predictor
@@ -134,6 +137,7 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     put(tmp_path, "healthy/test/NORMAL/of nobody.jpeg", jpeg(2, size=(300, 64)))
     out = done(job("prepare", "--source", tmp_path / "healthy", "--data_dir", tmp_path / "healthy_data"))
     assert "1 of 4 films name no patient (--help says how names do); each counts as of one of its own, so" in out
+    assert "so films of one child may make intervals too narrow." in out
     assert (
         "Kept, though predict.py and the page refuse to answer them: 1 film, 1 as test/NORMAL/of nobody.jpeg: the"
         in out
@@ -240,6 +244,14 @@ def test_evaluate_replaces_nothing_but_a_report(run, phantom_data, tmp_path, nam
     assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / name).read_text() == text
 
 
+def test_a_report_whose_table_was_taken_along_is_one(run, phantom_data, tmp_path):
+    arguments = ("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path)
+    done(job(*arguments))
+    (tmp_path / "predictions.csv").unlink()
+    done(job(*arguments))
+    assert (tmp_path / "predictions.csv").exists()
+
+
 def test_evaluate_says_whose_films_are_not_known(run, tmp_path):
     drawn = [film(index) for index in range(600, 608)]
     drawn[0] = dataclasses.replace(drawn[0], patient="test/normal/a")
@@ -311,8 +323,9 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
     directory, said = calibrated
     assert f"written: {directory / 'calibration.json'}" in said and "screening: pneumonia from" in said
     arguments = ("--checkpoint", directory, "--data_dir", phantom_data, "--split", "validation")
-    out = done(job("evaluate", *arguments, "--prevalence", "0.2", "--out", tmp_path))
-    assert "PPV and NPV at a prevalence of 20.0 %" in out
+    out = done(job("evaluate", *arguments, "--prevalence", "0.0004", "--out", tmp_path))
+    assert "PPV and NPV at a prevalence of 0.04 %" in out
+    assert out.count(NO_WIDTH) == 1 and "(100.0 to 100.0)" in out
     measured = json.loads((tmp_path / "metrics.json").read_text())
     fitted = json.loads((directory / "calibration.json").read_text())
     assert ("No temperature fits" in said) == (fitted["temperature"] > 99)
@@ -487,7 +500,10 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
     Image.fromarray(draw(3).image).save(tmp_path / "elsewhere" / "3.png")
     (films / "linked").symlink_to(tmp_path / "elsewhere")
     (films / "deep" / "loop").symlink_to(films)
-    out = done(job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", films, tmp_path / "absent.png"))
+    named = films / "deep" / "0.png"  # by its name, and in its folder
+    out = done(
+        job("predict", "--checkpoint", bundle, "--out", tmp_path / "p.csv", films, tmp_path / "absent.png", named)
+    )
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(rows[0]) == ["file", "decision", "normal", "bacterial", "viral", "reason"]
     decisions = {Path(row["file"]).name: row["decision"] for row in rows}
@@ -496,7 +512,11 @@ def test_predict_walks_folders_and_never_crashes(bundle, tmp_path):
         "notes.txt", "cut.jpeg", "empty.png", "large.png", "dangling.png", "absent.png",
     }  # fmt: skip
     assert all(row["reason"] for row in rows if row["decision"] == "refused")
-    assert "6 refused" in out and "Not calibrated: the probabilities are as the networks give them" in out
+    assert (
+        "6 refused" in out
+        and "refused, most often (2): the file " in out
+        and "Not calibrated: the probabilities are as the networks give them" in out
+    )
     assert out.endswith("means nothing.\nFor education and research, never for diagnosis.\n")
     predictor = Predictor.open(bundle)
     buffer = io.BytesIO()
@@ -571,15 +591,15 @@ def test_evaluated_and_served_predictions_are_equal(run, phantom_data, tmp_path)
 
 def test_a_word_that_is_no_flag_is_not_passed_over(run, phantom_data, tmp_path):
     config = ("--config", run.parent / "tiny.py")
-    for command in (
+    for typed in (
         ("train", *config, "--workdir", tmp_path / "run", "config.epochs=3"),
         ("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", "data2"),
     ):
-        result = job(*command)
+        result = job(*typed)
         assert result.returncode == 2, result.stdout
         assert (
             result.stderr
-            == f"error: '{command[-1]}' is one word too many; a flag begins with --, and --help lists them\n"
+            == f"error: '{typed[-1]}' is one word too many; a flag begins with --, and --help lists them\n"
         )
     assert not (tmp_path / "run").exists()
 
@@ -636,3 +656,9 @@ def test_brackets_in_names_are_no_markup(tmp_path):
     out = done(job("prepare", "--source", ".", "--data_dir", data, cwd=tmp_path / "sources/[old] [b]"))
     assert "1 as test/NORMAL/film[bold].jpeg: the picture" in out and f"Written to {data}" in out
     assert read(data, "chest_xray", "test").facts["source"] == "[old] [b]"
+
+
+def test_a_command_that_is_told_can_be_typed():
+    told = command("evaluate", "--checkpoint", Path("my runs/(4,8)"), "--full")
+    assert told == "python jobs/evaluate.py --checkpoint 'my runs/(4,8)' --full"
+    assert shlex.split(told)[3] == "my runs/(4,8)"

@@ -9,6 +9,7 @@ from scipy import stats
 from jobs import JobError, UsageError, compare
 from jobs.evaluation import comparison, metrics
 from jobs.evaluation.intervals import BIASED, cluster_weights, estimate, holding, intervals, mirrored, percentile
+from jobs.evaluation.tables import ALIKE
 from model.calibration import rescale
 from model.labels import CLASSES
 
@@ -298,9 +299,16 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     with pytest.raises(JobError, match="predictions .301 rows of 300 films: film0000 is there more than once"):
         compare.main([str(a), str(a)])
     off = write(tmp_path / "off.csv", labels, np.full((300, 3), 0.9))
-    with pytest.raises(JobError, match="off.csv holds no predictions .a row of probabilities is 1.7 off a sum of 1"):
+    with pytest.raises(
+        JobError, match="off.csv holds no predictions .the probabilities of film0000 sum to 2.7, which must be 1"
+    ):
         compare.main([str(off), str(off)])
+    with pytest.raises(JobError, match="is a folder; give the predictions.csv of a report"):
+        compare.main([str(tmp_path), str(off)])
     a = write(tmp_path / "a.csv", labels, probabilities)
+    rounded = write(tmp_path / "rounded.csv", labels, probabilities.round(2) + 1e-9)
+    with pytest.raises(JobError, match=r"film\d+ sum to (0.99|1.01)\d*, which must be 1 within 0.0001; take the table"):
+        compare.main([str(a), str(rounded)])
     marked = tmp_path / "marked.csv"
     marked.write_bytes(b"\xef\xbb\xbf" + a.read_bytes())  # as spreadsheets save it
     compare.main([str(a), str(marked)])
@@ -322,12 +330,19 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     compare.main([str(one), str(one)])  # with one film of pneumonia no spread is known
     assert "DeLong, pneumonia" not in capsys.readouterr().out
     fewer = write(tmp_path / "fewer.csv", labels[:299], probabilities[:299])
-    with pytest.raises(JobError, match="same films: 1 film in one alone, such as film0299; evaluate both on the same"):
+    with pytest.raises(
+        JobError, match="same films: 1 film in one alone, such as film0299 in .*a.csv; evaluate both on the same"
+    ):
         compare.main([str(a), str(fewer)])
     few = write(tmp_path / "few.csv", four := np.array([0, 0, 1, 1]), np.eye(3)[four])
     even = write(tmp_path / "even.csv", four, np.full((4, 3), 1 / 3))
     compare.main([str(few), str(even)])
-    assert "AUROC 1.0000 and 0.5000; p = not defined, as neither has a spread" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "AUROC 1.0000 and 0.5000; p = not defined, as neither has a spread" in told and ALIKE not in told
+    compare.main([str(few), str(few)])
+    assert ALIKE not in capsys.readouterr().out  # of so few patients there are no intervals
+    compare.main([str(a), str(a)])
+    assert ALIKE in capsys.readouterr().out
     flipped = write(tmp_path / "flipped.csv", (labels + 1) % 3, probabilities)
     with pytest.raises(JobError, match="their labels differ"):
         compare.main([str(a), str(flipped)])

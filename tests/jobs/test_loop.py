@@ -244,6 +244,12 @@ def test_a_disk_that_is_full_of_events_ends_the_run(phantom_data, tmp_path, monk
         train(config(phantom_data), tmp_path)
 
 
+@pytest.mark.parametrize(("auroc", "told"), [(0.0, "AUROC 0.0000"), (None, "AUROC nan")])
+def test_an_area_of_nothing_is_no_absent_one(auroc, told):
+    names = ("train_loss", "val_loss", "val_accuracy", "val_macro_f1", "images_per_second", "skipped_steps")
+    assert told in journal._line(dict.fromkeys(names, 0.5) | {"epoch": 1, "val_binary_auroc": auroc}, 3)
+
+
 def test_two_devices_are_told(phantom_data, tmp_path):
     printed = train(config(phantom_data, epochs=1), tmp_path, devices=2)
     assert "2 x cpu, 16 films a step, SyncBN" in printed

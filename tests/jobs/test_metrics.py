@@ -6,7 +6,7 @@ from sklearn import metrics as reference
 
 from jobs.evaluation import metrics
 from jobs.evaluation.intervals import intervals
-from jobs.evaluation.tables import NO_WIDTH
+from jobs.evaluation.tables import markdown, widthless
 
 # Truth normal, normal, bacterial, viral; the second is called bacterial.
 LABELS = np.array([0, 0, 1, 2])
@@ -105,10 +105,9 @@ def test_table_shows_every_figure_with_its_interval():
     labels, probabilities = np.tile(LABELS, 2), np.tile(PROBABILITIES, (2, 1))
     found = intervals(labels, probabilities, list("abcdefgh"))
     told = metrics.table(metrics.score(labels, probabilities), found)
-    assert told.endswith(f"\n\n{NO_WIDTH}")  # sensitivity to viral films is 100.0 % (100.0 to 100.0)
-    wide = metrics.each(found, lambda _: [0.1, 0.9])
-    assert NO_WIDTH not in metrics.table(metrics.score(labels, probabilities), wide)
-    lines = told.removesuffix(NO_WIDTH).splitlines()
+    assert widthless({"intervals": found})  # sensitivity to viral films is 100.0 % (100.0 to 100.0)
+    assert not widthless({"intervals": metrics.each(found, lambda _: [0.1, 0.9])})
+    lines = told.splitlines()
     low, high = (100 * edge for edge in found["accuracy"])
     assert f"                accuracy   75.0 % ({low:.1f} to {high:.1f})" in lines
     low, high = found["log_loss"]
@@ -119,6 +118,24 @@ def test_table_shows_every_figure_with_its_interval():
         "bacterial, 2 films",
         "viral, 2 films",
     ]
+
+
+def test_intervals_of_no_width_are_found_wherever_they_stand():
+    assert not widthless({"steps": [5, 5], "maps": {"figure": {"value": 1.0, "interval": None}}})
+    assert widthless({"steps": [5, 6], "maps": {"figure": {"value": 1.0, "interval": [1.0, 1.0]}}})
+    assert widthless({"decisions": {"intervals": {"balanced": {"npv": [0.9, 1.0], "ppv": [1.0, 1.0]}}}})
+
+
+def test_a_bar_in_a_cell_is_no_column():
+    row = markdown([["run", "accuracy"], ["leave_out=a|b", "0.9"]]).splitlines()[2]
+    assert row == r"| leave_out=a\|b |      0.9 |"
+
+
+def test_films_of_one_class_rank_nothing():
+    measured = metrics.score(np.zeros(4, int), PROBABILITIES)
+    of_class = measured["classes"]["normal"]
+    assert of_class["average_precision"] is None and of_class["auroc"] is None
+    assert measured["average_precision"] is None and of_class["sensitivity"] is not None
 
 
 def test_weights_count_films(random_answers):

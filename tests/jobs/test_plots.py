@@ -106,6 +106,8 @@ def test_absent_classes(kept, tmp_path, words):
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
     assert not any(word.startswith("viral, AUROC") for word in words)
+    assert words.count("not defined: all films are of one class") == (2 if kept == 1 else 0)
+    assert words.count("no film") == 3 * (3 - kept)
 
 
 def test_no_films_to_show(tmp_path, words):
@@ -118,6 +120,19 @@ def test_where_nothing_is_decided_nothing_is_marked(decided, tmp_path, words):
     plots.risk_coverage_curve(LABELS, PROBABILITIES, decided, tmp_path / "r.png")
     assert "Risk and coverage, 60 films" in words
     assert not any(word.startswith("decided here") for word in words)
+
+
+def test_of_one_film_and_of_maps_that_turn_round_nothing_is_hidden(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: saved.append(self))
+    plots.risk_coverage_curve(LABELS[:1], PROBABILITIES[:1], None, tmp_path / "r.png")
+    (curve,) = saved[0].axes[0].lines
+    assert curve.get_marker() == "." and saved[0].axes[0].get_ylim()[1] >= 5
+    assert saved[0].get_suptitle() == "Risk and coverage, 1 film"
+    row = {"deletion": 0.5, "insertion": 0.5, "deletion_curve": {"0": 1, "1": 0}, "insertion_curve": {"0": 0, "1": 1}}
+    found = {"films": 1, "methods": {"gradcam": row | {"cascade": {"head": -0.8, "stem": 0.1}}}}
+    plots.map_methods(found, tmp_path / "m.png")
+    assert saved[1].axes[2].get_ylim()[0] < -0.8
 
 
 def test_the_titles_of_wrong_answers_are_red(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ def page(source: Path, contents: Contents, told: Mapping[str, Told | str]) -> st
     """The facts as Markdown that reads well in a terminal too."""
     images = contents.images
     patients = len({image.patient for image in images})
-    name = printable(Path(source.resolve().name))
+    name = " ".join(printable(Path(source.resolve().name)).split())
     blocks = [f"# {name}: {counted(len(images), 'image')} of {counted(patients, 'patient')}"]
     if contents.copies:
         blocks.append(f"{contents.copies:,} files repeat another of their split, name and all; they count once.")
