@@ -89,7 +89,7 @@ def export(directory: Path, kind: str, out: Path) -> None:
             )
     steps = ", ".join(f"step {step}" for step in predictor.steps)
     print(f"{out}: {steps}, {'calibrated' if calibration else 'not calibrated'}, {out.stat().st_size / 1e6:.1f} MB")
-    print(said.format(out=shlex.quote(str(out))))
+    print(said.format(out=shlex.quote(str(out)), path=str(out)))
 
 
 def _write_safetensors(path: Path, loaded: checkpoint.Checkpoint, facts: Mapping[str, str]) -> str:
@@ -118,7 +118,7 @@ def _write_onnx(path: Path, predictor: Predictor, facts: Mapping[str, str]) -> s
     def answer(films: jax.Array) -> dict[str, jax.Array]:
         each = []
         for member, variables in zip(predictor.members, predictor.variables, strict=True):
-            inputs = preprocess.to_input(films, member.image_size, member.side)
+            inputs = preprocess.to_input(films, member.image_size, member.side, member.neighbourhood)
             each.append(jnp.asarray(member.module.apply(variables, inputs)))
         logits = each[0]
         if len(each) > 1:
@@ -150,7 +150,7 @@ def _write_onnx(path: Path, predictor: Predictor, facts: Mapping[str, str]) -> s
         )
     return (
         f"onnxruntime answers {sum(BATCHES)} random films as JAX does, but for {largest:.1e} at most\n"
-        "next: onnxruntime.InferenceSession('{out}').run(None, {{'film': films}})"
+        "next: onnxruntime.InferenceSession({path!r}).run(None, {{'film': films}})"
     )
 
 
@@ -177,6 +177,7 @@ def _facts(metas: Sequence[Mapping[str, Any]], calibration: Calibration | None) 
         "storage_size": json.dumps(metas[0]["storage_size"]),
         "image_size": of_each(lambda meta: meta["image_size"]),
         "side": of_each(lambda meta: meta["side"]),
+        "neighbourhood": of_each(lambda meta: meta.get("neighbourhood", 0.0)),
         "step": of_each(lambda meta: meta["step"]),
         "weights_digest": of_each(checkpoint.weights_digest),
         "purpose": "for education and research, never for diagnosis",

@@ -44,6 +44,7 @@ class Member:
     module: nn.Module
     image_size: int  # px
     side: float  # of the middle of the film that it sees, as a part of the film's
+    neighbourhood: float  # that contrast is local to, as `preprocess.standardise` says
 
 
 class Raw(NamedTuple):
@@ -203,7 +204,7 @@ class Predictor:
 def _ask(members: tuple[Member, ...], variables: list[Any], images: jax.Array, method: str | None) -> Raw:
     probabilities, features, maps = [], [], []
     for member, weights in zip(members, variables, strict=True):
-        inputs = preprocess.to_input(images, member.image_size, member.side)
+        inputs = preprocess.to_input(images, member.image_size, member.side, member.neighbourhood)
         a = jnp.asarray(member.module.apply(weights, inputs, method="features"))
         features.append(layers.global_average_pool(a))
         if method is None:
@@ -235,7 +236,8 @@ def _member(meta: Mapping[str, Any]) -> Member:
             f"a checkpoint of step {meta['step']} is of another version, which standardised all films by one mean; "
             "train it again"
         )
-    return Member(module, meta["image_size"], meta["side"])
+    # Checkpoints of before there was a neighbourhood do not speak of it.
+    return Member(module, meta["image_size"], meta["side"], meta.get("neighbourhood", 0.0))
 
 
 def _fit(member: Member, variables: Any) -> Any:

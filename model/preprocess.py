@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
 MIN_DEVIATION = 0.02  # of pixels in [0, 1], that a film is divided by
+FAINT = 0.03  # of pixels in [0, 1]: what deviates less from its neighbourhood, as collimated strips do, stays faint
 OVERSHOOT = 1.5  # of a float film in [0, 1]: resampling leaves more than 1 at edges
 DETECTORS = (8, 10, 12, 14, 16)  # bits
 MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 million
@@ -140,30 +141,51 @@ def sample(image: jax.Array, affine: jax.Array, size: int) -> jax.Array:
     return (upper * (1 - down) + lower * down).reshape(size, size)
 
 
-def standardise(pixels: jax.Array) -> jax.Array:
-    """(..., H, W) in [0, 1] -> (..., H, W, 1) of mean 0 and standard deviation 1.
+def smoothed(images: jax.Array, deviation: jax.Array | float) -> jax.Array:
+    """A Gaussian blur of (..., S, S), `deviation` in px: each pixel a weighted mean of its row, then of its column."""
+    place = jnp.arange(images.shape[-1])
+    squares = (place[:, None] - place) ** 2
+    weights = jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-2) ** 2), axis=1)
+    return weights @ images @ weights.T
 
-    Each film by its own mean and deviation, so that exposure and contrast are gone. A film that is nearly blank stays
-    faint rather than becoming all noise.
+
+def standardise(pixels: jax.Array, neighbourhood: float = 0.0) -> jax.Array:
+    """Films in [0, 1], each by its own mean and deviation, so that exposure and contrast are gone.
+
+    A film that is nearly blank stays faint rather than becoming all noise.
+
+    Args:
+      pixels: (..., S, S) in [0, 1].
+      neighbourhood: standard deviation, as a part of S, of the Gaussian over which the mean is first taken off each
+        place and its deviation divided by, so that uneven exposure and curves of tone are gone, too (local contrast
+        normalisation, after Jarrett et al. 2009, section 2); 0: they stay.
+
+    Returns:
+      (..., S, S, 1) of mean 0 and standard deviation 1.
     """
+    if neighbourhood:
+        radius = neighbourhood * pixels.shape[-1]
+        pixels = pixels - smoothed(pixels, radius)
+        pixels = pixels / jnp.sqrt(smoothed(pixels**2, radius) + FAINT**2)
     pixels = pixels - pixels.mean(axis=(-2, -1), keepdims=True)
     deviation = jnp.sqrt((pixels**2).mean(axis=(-2, -1), keepdims=True))
     return (pixels / jnp.maximum(deviation, MIN_DEVIATION))[..., None]
 
 
-def to_input(images: jax.Array, size: int, side: float = 1.0) -> jax.Array:
+def to_input(images: jax.Array, size: int, side: float = 1.0, neighbourhood: float = 0.0) -> jax.Array:
     """What a network is evaluated and served on.
 
     Args:
       images: (N, H, W) uint8 films.
       size: side of the result, px.
       side: of the middle of the film that is seen, as a part of the film's.
+      neighbourhood: as `standardise` says.
 
     Returns:
       (N, size, size, 1) float32, standardised.
     """
     pixels = jax.vmap(lambda image: sample(image, side * jnp.eye(2, 3), size))(images)
-    return standardise(pixels / 255)
+    return standardise(pixels / 255, neighbourhood)
 
 
 def from_middle(maps: jax.Array, side: float) -> jax.Array:

@@ -96,7 +96,7 @@ def about(predictor: Predictor) -> str:
     dataset = predictor.meta["dataset"]
     parameters = sum(checkpoint.parameters(meta) for meta in predictor.metas)
     networks = "; ".join(
-        f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels{_middle(meta)} "
+        f"`{meta['architecture']}` at {meta['image_size']} x {meta['image_size']} pixels{_seen(meta)} "
         f"after {meta['epoch']} epoch{'' if meta['epoch'] == 1 else 's'}"
         + (f", begun with {_origin(meta['origin'])}" if meta.get("origin") else "")
         for meta in predictor.metas
@@ -133,9 +133,10 @@ in the eyes of the model: not where disease is, nor what tells the two kinds apa
 in another. Where the methods disagree, trust the maps less."""
 
 
-def _middle(meta: Mapping[str, Any]) -> str:
-    """How much of a film a network sees, where that is not all of it."""
-    return "" if meta["side"] == 1 else f" of its middle {100 * meta['side']:g} % each way"
+def _seen(meta: Mapping[str, Any]) -> str:
+    """How a network sees a film, where that is not all of it as it is."""
+    middle = "" if meta["side"] == 1 else f" of its middle {100 * meta['side']:g} % each way"
+    return middle + (", evened out from place to place," if meta.get("neighbourhood") else "")
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

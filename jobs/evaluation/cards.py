@@ -172,6 +172,12 @@ def _training(meta: dict[str, Any]) -> str:
     )
 
 
+def _contrast(meta: Mapping[str, Any]) -> str:
+    """Over how much of its input a network's contrast is local, where it is."""
+    radius = meta.get("neighbourhood")  # checkpoints of before there was one do not speak of it
+    return f", contrast local to {share(radius)} of it" if radius else ""
+
+
 def _details(predictor: Predictor) -> str:
     rows = [["member", "architecture", "parameters", "input", "epochs", "seed", "weights"]]
     for number_of, (meta, digest) in enumerate(zip(predictor.metas, predictor.weights, strict=True), 1):
@@ -180,7 +186,7 @@ def _details(predictor: Predictor) -> str:
                 str(number_of),
                 meta["architecture"],
                 f"{checkpoint.parameters(meta):,}",
-                f"{meta['image_size']} px of the middle {share(meta['side'])} of the side",
+                f"{meta['image_size']} px of the middle {share(meta['side'])} of the side{_contrast(meta)}",
                 str(meta["epoch"]),
                 str(meta["config"]["seed"]),
                 digest[:12],

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.preprocess import sample
+from model.preprocess import sample, smoothed
 
 BATCH_SIZE = 32  # of `views`
 DETAIL = (0.01, 0.15)  # of the view's side: standard deviations of the blur that details are finer than
@@ -44,14 +44,6 @@ def _affine(key: jax.Array, strength: Mapping[str, float]) -> jax.Array:
     return jnp.concatenate([rotation * scale[None, :], centre[:, None]], axis=1)
 
 
-def _smoothed(image: jax.Array, deviation: jax.Array) -> jax.Array:
-    """A Gaussian blur of (S, S); `deviation` in px. Each pixel is a weighted mean of its row, then of its column."""
-    place = jnp.arange(image.shape[0])
-    squares = (place[:, None] - place) ** 2
-    weights = jax.nn.softmax(-squares / (2 * jnp.maximum(deviation, 1e-2) ** 2), axis=1)
-    return weights @ image @ weights.T
-
-
 def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) -> jax.Array:
     """From gamma to noise, on (S, S) in [0, 1]; the result is clipped to [0, 1]."""
     k = jax.random.split(key, 10)
@@ -73,11 +65,11 @@ def _intensity(key: jax.Array, image: jax.Array, strength: Mapping[str, float]) 
         image = image + down * place[:, None] + across * place + outwards * (place[:, None] ** 2 + place**2 - 2 / 3)
     if strength["log_detail"]:  # what viewers' processing does: details finer than a random scale stand out, or less
         finest, coarsest = (math.log(part * image.shape[0]) for part in DETAIL)
-        even = _smoothed(image, jnp.exp(jax.random.uniform(k[8], (), minval=finest, maxval=coarsest)))
+        even = smoothed(image, jnp.exp(jax.random.uniform(k[8], (), minval=finest, maxval=coarsest)))
         gain = jax.random.uniform(k[9], (), minval=-0.5, maxval=1.0) * strength["log_detail"]
         image = even + (image - even) * jnp.exp(gain)
     if strength["blur_px"]:
-        image = _smoothed(image, jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"])
+        image = smoothed(image, jax.random.uniform(k[3], ()) ** 2 * strength["blur_px"])
     if strength["noise"]:
         deviation = jax.random.uniform(k[4], ()) * strength["noise"]
         image = image + deviation * jax.random.normal(k[5], image.shape)

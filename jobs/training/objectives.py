@@ -20,6 +20,7 @@ from jobs.training.data import Films
 from model import layers
 from model.preprocess import standardise
 
+Views = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (key, positions, films) -> inputs; see `views`
 Objective = Callable[[Any, Any, jax.Array, jax.Array, Films, jax.Array], tuple[jax.Array, Any]]
 
 PROJECTED = 128  # dimensions in which views are compared
@@ -38,21 +39,37 @@ def _keys(root: jax.Array, positions: jax.Array) -> jax.Array:
     return jax.vmap(lambda position: jax.random.fold_in(root, position))(positions)
 
 
-def _views(
-    key: jax.Array, positions: jax.Array, images: jax.Array, size: int, strength: Mapping[str, float]
+def views(
+    key: jax.Array,
+    positions: jax.Array,
+    images: jax.Array,
+    size: int,
+    strength: Mapping[str, float],
+    neighbourhood: float = 0.0,
 ) -> jax.Array:
-    """(share, S, S) uint8 -> (share, size, size, 1), what a network is given."""
-    return standardise(augment(_keys(key, positions), images, size, strength))
+    """Random views of films, as a network is given them: a Views, once all but the first three are bound.
+
+    Args:
+      key: of the step.
+      positions: (share,) of the films in the global batch.
+      images: (share, S, S) uint8.
+      size: of the views, px.
+      strength: the fields of `config.augment`.
+      neighbourhood: as `preprocess.standardise` says.
+
+    Returns:
+      (share, size, size, 1) float32.
+    """
+    return standardise(augment(_keys(key, positions), images, size, strength), neighbourhood)
 
 
-def supervised(module: nn.Module, recipe: Recipe, strength: Mapping[str, float], size: int) -> Objective:
+def supervised(module: nn.Module, recipe: Recipe, views: Views) -> Objective:
     """Cross entropy with label smoothing, mixup, class weights and L2 on the head.
 
     Args:
       module: the network.
       recipe: of the loss.
-      strength: the fields of `config.augment`.
-      size: of the views, px.
+      views: of the films.
     """
     class_weights = jnp.asarray(recipe.class_weights)
 
@@ -63,8 +80,8 @@ def supervised(module: nn.Module, recipe: Recipe, strength: Mapping[str, float],
 
         def examples(which: int) -> tuple[jax.Array, jax.Array]:
             chosen = indices[:, which]
-            views = _views(jax.random.fold_in(augment_key, which), positions, films.images[chosen], size, strength)
-            return views, films.targets[chosen]
+            inputs = views(jax.random.fold_in(augment_key, which), positions, films.images[chosen])
+            return inputs, films.targets[chosen]
 
         inputs, targets = examples(0)
         if recipe.mixup_alpha:  # Zhang et al. 2018, eq. 2
@@ -124,9 +141,7 @@ def contrastive_variables(module: nn.Module, variables: Mapping[str, Any], seed:
     return backbone | {"params": backbone["params"] | {"projection": projection["params"]}}
 
 
-def contrastive(
-    module: nn.Module, temperature: float, strength: Mapping[str, float], size: int, axis_name: str
-) -> Objective:
+def contrastive(module: nn.Module, temperature: float, views: Views, axis_name: str) -> Objective:
     """NT-Xent: each view is to find the other view of its film among those of the whole batch.
 
     SimCLR, Chen et al. 2020, eq. 1; labels are not looked at. `params` are those of the network without its head, and
@@ -135,8 +150,7 @@ def contrastive(
     Args:
       module: the network.
       temperature: of the cosines.
-      strength: the fields of `config.augment`.
-      size: of the views, px.
+      views: of the films.
       axis_name: of the devices, whose views are compared with each other.
     """
 
@@ -145,10 +159,10 @@ def contrastive(
     ) -> tuple[jax.Array, Any]:
         backbone = {name: value for name, value in params.items() if name != "projection"}
         images = films.images[indices[:, 0]]
-        views = [_views(jax.random.fold_in(key, which), positions, images, size, strength) for which in (0, 1)]
+        both = [views(jax.random.fold_in(key, which), positions, images) for which in (0, 1)]
         features, updated = module.apply(
             {"params": backbone, "batch_stats": batch_stats},
-            jnp.concatenate(views),
+            jnp.concatenate(both),
             train=True,
             method="features",
             mutable=["batch_stats"],

@@ -20,6 +20,7 @@ from jobs.training import objectives, optim, steps, trainable
 from jobs.training.data import Order
 from model import registry
 from model.labels import CLASSES
+from model.preprocess import to_input
 
 SYNC_BELOW = 32  # films a device: with fewer, BatchNorm's own statistics are too noisy
 
@@ -50,6 +51,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "data.image_size": (32, 1024),
     "data.train_size": (0, 1024),
     "data.side": (0.1, 1),
+    "data.neighbourhood": (0, 1),
     "model.options.dropout": (0, 0.99),
     "augment.crop_area_min": (0.01, 1),
     "augment.crop_log_aspect": (0, 2),
@@ -207,12 +209,16 @@ def compile_steps(
     synced = share < SYNC_BELOW if config.sync_batch_norm == "auto" else config.sync_batch_norm == "true"
     module = _network(config, axis_name=steps.AXIS, sync_batch_norm=synced)
     size = config.data.image_size
-    train_size, strength = config.data.train_size or size, config.augment.to_dict()
+    train_size, neighbourhood = config.data.train_size or size, config.data.neighbourhood
+    views = functools.partial(
+        objectives.views, size=train_size, strength=config.augment.to_dict(), neighbourhood=neighbourhood
+    )
+    see = functools.partial(to_input, size=size, side=config.data.side, neighbourhood=neighbourhood)
     _check_size(module, min(size, train_size))
     variables = steps.create_variables(module, config.seed, size)
     answer: Callable[..., Any]
     if config.objective == "contrastive":
-        objective = objectives.contrastive(module, config.temperature, strength, train_size, steps.AXIS)
+        objective = objectives.contrastive(module, config.temperature, views, steps.AXIS)
         answer = functools.partial(objectives.pooled, module)
         variables = objectives.contrastive_variables(module, variables, config.seed)
     else:
@@ -223,7 +229,7 @@ def compile_steps(
             class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
             head_l2=config.head_l2,
         )
-        objective = objectives.supervised(module, recipe, strength, train_size)
+        objective = objectives.supervised(module, recipe, views)
         answer = module.apply
     params = variables["params"]
     planned: list[Phase] = []
@@ -262,7 +268,7 @@ def compile_steps(
         order=order,
         phases=planned,
         state=steps.create_state(variables, planned[0].begin(params)),
-        eval_step=steps.make_eval_step(answer, size, config.data.side, devices, resident),
+        eval_step=steps.make_eval_step(answer, see, devices, resident),
         synced=synced,
     )
 

@@ -17,7 +17,6 @@ from jobs.training import trainable
 from jobs.training.data import Films, Layout
 from jobs.training.objectives import Objective
 from model import layers
-from model.preprocess import to_input
 
 AXIS = "batch"
 
@@ -178,18 +177,18 @@ def make_idle_step(devices: Sequence[jax.Device]) -> TrainStep:
 
 def make_eval_step(
     answer: Callable[..., Any],
-    size: int,
-    side: float,
+    see: Callable[[jax.Array], jax.Array],
     devices: Sequence[jax.Device],
     resident: bool = True,
 ) -> EvalStep:
     """Compiles evaluation: (variables, films, indices (local devices, share)) -> (devices, share, K) answers.
 
-    `answer` takes (variables, inputs (share, size, size, 1)) and gives (share, K). The films are as those of a training
-    step. The answers of all devices are gathered, so that every process holds them.
+    `see` takes (share, S, S) uint8 films and gives the network's inputs, of which, and of variables, `answer` gives
+    (share, K). The films are as those of a training step. The answers of all devices are gathered, so that every
+    process holds them.
     """
 
     def step(variables: Any, data: Films, indices: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(answer(variables, to_input(data.images[indices], size, side)), AXIS)
+        return jax.lax.all_gather(answer(variables, see(data.images[indices])), AXIS)
 
     return jax.pmap(step, axis_name=AXIS, devices=devices, in_axes=(None, None if resident else 0, 0), out_axes=None)

@@ -33,7 +33,7 @@ META = {
     "config": {"seed": 0, "data": {"dir": "/home/somebody", "dataset": "phantom"}},
     "dataset": {"name": "phantom", "fingerprint": "0" * 64, "license": "CC0", "citation": "Nobody 2020"},
 }
-OTHERS = {"side": 1.0, "image_size": 64, "storage_size": 72}
+OTHERS = {"side": 1.0, "neighbourhood": 0.15, "image_size": 64, "storage_size": 72}
 FILMS = np.random.default_rng(1).integers(0, 256, (33, 40, 40), np.uint8)
 
 
@@ -123,6 +123,7 @@ def test_other_programs_find_what_they_need_in_the_metadata(run, tmp_path):
         "storage_size": "40",
         "image_size": "24",
         "side": "0.875",
+        "neighbourhood": "0.0",
         "step": "7",
         "weights_digest": Predictor.open(run).weights[0],
         "purpose": "for education and research, never for diagnosis",

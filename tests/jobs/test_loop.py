@@ -13,8 +13,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 from configs import base, cnn
 from jobs import JobError
+from jobs.datasets import films
 from jobs.training import beginning, journal, loop, optim, steps
 from model import checkpoint
+from model.predictor import Predictor, Raw
 
 ROOT = Path(__file__).parents[2]
 
@@ -242,6 +244,21 @@ def test_a_disk_that_is_full_of_events_ends_the_run(phantom_data, tmp_path, monk
     monkeypatch.setattr(journal.EventsWriter, "write_event", full)
     with pytest.raises(OSError, match="No space left"):
         train(config(phantom_data), tmp_path)
+
+
+def test_films_are_learnt_evaluated_and_served_with_the_contrast_of_their_neighbourhood(phantom_data, tmp_path):
+    held_out = films.read(phantom_data, "phantom", "validation")
+    losses = {}
+    for radius in (0.0, 0.2):
+        made = config(phantom_data, epochs=1, **{"data.neighbourhood": radius, "data.side": 0.75})
+        train(made, tmp_path / str(radius))
+        probabilities = Raw.joined(Predictor.open(tmp_path / str(radius)).ask(held_out.images)).probabilities
+        (row,) = log(tmp_path / str(radius))
+        chosen = probabilities[np.arange(len(held_out.labels)), held_out.labels]
+        assert row["val_loss"] == pytest.approx(-np.log(chosen).mean(), rel=1e-4)
+        losses[radius] = row["train_loss"], row["val_loss"]
+    assert losses[0.0][0] != pytest.approx(losses[0.2][0], rel=1e-3)
+    assert losses[0.0][1] != pytest.approx(losses[0.2][1], rel=1e-3)
 
 
 @pytest.mark.parametrize(("auroc", "told"), [(0.0, "AUROC 0.0000"), (None, "AUROC nan")])

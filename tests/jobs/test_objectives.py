@@ -1,5 +1,7 @@
 """Losses against ones written out by hand; SimCLR on any number of devices, and backbones that others begin with."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,16 +39,13 @@ def test_cross_entropy_with_all_that_it_may_have_by_hand():
         Films(jnp.asarray(IMAGES), one_hot(LABELS)),
         np.stack([positions, (5 * positions + 7) % 24], axis=1),
     )
-    objective = objectives.supervised(module, recipe, strength, 32)
+    views = functools.partial(objectives.views, size=32, strength=strength)
+    objective = objectives.supervised(module, recipe, views)
     loss, _ = objective(variables["params"], {}, key, positions, films, indices)
 
     augment_key, mixup_key, _ = jax.random.split(key, 3)
     first, second = (
-        np.asarray(
-            objectives._views(
-                jax.random.fold_in(augment_key, which), positions, IMAGES[indices[:, which]], 32, strength
-            )
-        )
+        np.asarray(views(jax.random.fold_in(augment_key, which), positions, IMAGES[indices[:, which]]))
         for which in (0, 1)
     )
     share = np.array([jax.random.beta(jax.random.fold_in(mixup_key, place), alpha, alpha) for place in positions])
@@ -68,7 +67,8 @@ def test_nt_xent_by_hand():
     variables = {"batch_stats": {}} | module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     variables = objectives.contrastive_variables(module, variables, 0)
     strength = contrastive().augment.to_dict()
-    objective = objectives.contrastive(module, temperature, strength, 32, "batch")
+    views = functools.partial(objectives.views, size=32, strength=strength)
+    objective = objectives.contrastive(module, temperature, views, "batch")
     films, indices = Films(jnp.asarray(IMAGES), one_hot(LABELS)), np.stack([np.arange(count)] * 2, axis=1)
     key, positions = jax.random.key(5), np.arange(count)
     loss, _ = jax.jit(
@@ -78,13 +78,11 @@ def test_nt_xent_by_hand():
         )
     )(indices[None])
 
-    views = [
-        objectives._views(jax.random.fold_in(key, which), positions, IMAGES[:count], 32, strength) for which in (0, 1)
-    ]
+    both = [views(jax.random.fold_in(key, which), positions, IMAGES[:count]) for which in (0, 1)]
     backbone = {name: value for name, value in variables["params"].items() if name != "projection"}
     features, _ = module.apply(
         {"params": backbone, "batch_stats": variables["batch_stats"]},
-        jnp.concatenate(views),
+        jnp.concatenate(both),
         train=True,
         method="features",
         mutable=["batch_stats"],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from scipy.ndimage import gaussian_filter
 
 from model import preprocess
 from model.preprocess import ImageRefused, decode
@@ -212,6 +213,35 @@ def test_to_input():
     np.testing.assert_allclose(preprocess.to_input(images // 2 + 40, 72)[..., 0], found, atol=0.05)  # but for rounding
     halves = np.asarray(images, float).reshape(2, 36, 2, 36, 2).mean((2, 4))
     np.testing.assert_allclose(preprocess.to_input(images, 36)[..., 0], by_itself(halves), atol=1e-3)
+
+
+def test_contrast_is_that_of_the_neighbourhood():
+    """Each place less the mean around it and by the deviation around it, of what lies on the film."""
+    pixels = np.stack([FILM[:72, :72], FILM[:72, 18:90]]) / 255
+
+    def around(values):
+        def blurred(one):
+            return gaussian_filter(one, (0, 7.2, 7.2), mode="constant", truncate=12)
+
+        return blurred(values) / blurred(np.ones_like(values))
+
+    less = pixels - around(pixels)
+    expected = by_itself(less / np.sqrt(around(less**2) + preprocess.FAINT**2))
+    found = preprocess.standardise(jnp.asarray(pixels), 0.1)[..., 0]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    images = jnp.asarray(np.stack([FILM[:72, :72], FILM[:72, 18:90]]))
+    np.testing.assert_allclose(preprocess.to_input(images, 72, 1.0, 0.1)[..., 0], found, atol=1e-3)
+
+
+def test_uneven_exposure_is_hardly_seen_where_contrast_is_local():
+    texture = gaussian_filter(np.random.default_rng(0).normal(size=(72, 72)), 2)
+    film = jnp.asarray(0.5 + 0.1 * texture / texture.std())
+    slope = jnp.linspace(-0.2, 0.2, 72)
+    apart = [
+        float(jnp.abs(preprocess.standardise(film + slope, radius) - preprocess.standardise(film, radius)).mean())
+        for radius in (0.0, 0.1)
+    ]
+    assert apart[1] < 0.3 * apart[0]
 
 
 def test_the_middle_of_a_film_and_back():

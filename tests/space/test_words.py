@@ -73,6 +73,10 @@ def test_about_says_what_the_checkpoint_says(predictor):
     assert f"{convolutions + norms + 8 * 3 + 3:,} parameters" in text
     cut = words.about(types.SimpleNamespace(**vars(predictor) | {"metas": [predictor.meta | {"side": 0.875}]}))
     assert "`cnn` at 32 x 32 pixels of its middle 87.5 % each way after 3 epochs." in cut
+    local = words.about(
+        types.SimpleNamespace(**vars(predictor) | {"metas": [predictor.meta | {"neighbourhood": 0.15}]})
+    )
+    assert "`cnn` at 32 x 32 pixels, evened out from place to place, after 3 epochs." in local
     assert "`cnn` at 32 x 32 pixels after 3 epochs." in text and "A neural network" in text
     assert "`chest_xray` (from `some_folder`), licence CC BY 4.0. A. Author: Films of Somewhere" in text
     assert "- 81.2 % of films" in text and "- 0.062 calibration error" in text
