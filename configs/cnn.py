@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.epochs = 140
     config.data.image_size = 144
     config.data.side = 0.875
+    config.data.neighbourhood = 0.15  # "Contrast of the neighbourhood" in docs/experiments.md
     config.data.train_size = 112
     # Ranges of patient numbers whose labels contradict the others: "Films left out of training" in docs/experiments.md.
     config.data.leave_out = "person(13[2-9]|1[4-9].)._bacteria|person(69|7.|8[0-4]|11[4-9]|12[01]|14[5-9])._virus"
