@@ -56,9 +56,7 @@ def get_config() -> ConfigDict:
     config.data.leave_out = ""  # a regular expression: films that match it in their name are not trained on
     config.data.image_size = 112  # px, of the network's input as it is evaluated and served
     config.data.side = 1.0  # of the middle of the film that is evaluated and served, as a part of the film's
-    config.data.neighbourhood = (
-        0.0  # of local contrast normalisation, a Gaussian's deviation, as a part of a view's side
-    )
+    config.data.neighbourhood = 0.0  # of local contrast normalisation, as a part of a view's side; 0: none
     config.data.train_size = 0  # px, of the augmented views it is trained on; 0: image_size
     config.data.balance = "sampling"  # none | loss (weights) | sampling (a third of each class) | smote
     config.data.resident = "auto"  # true: on every device | false: decoded as needed | auto: true where they fit

@@ -126,9 +126,16 @@ def test_a_part_of_another_version_is_not_kept(server, tmp_path):
     (tmp_path / "d").mkdir()
     part = tmp_path / "d/ChestXRay2017.zip.part"
     part.write_bytes(server.data[:50] + bytes(5000))  # the end, where a zip is told by, is the server's
-    with pytest.raises(JobError, match=r"cannot be used \(chest_xray/.* is damaged in the zip .*\) and was removed"):
+    with pytest.raises(JobError, match=r"cannot be used \((chest_xray/.* in it|it) is damaged.*\) and was removed"):
         download.download(tmp_path / "d", url=server.url)
     assert list((tmp_path / "d").iterdir()) == []
+    assert download.download(tmp_path / "d", url=server.url).read_bytes() == server.data
+
+
+def test_an_empty_file_in_the_archive_is_no_damage(server, tmp_path):
+    with zipfile.ZipFile(path := tmp_path / "served.zip", "a") as file:
+        file.writestr("__MACOSX/._NORMAL", b"")
+    server.data = path.read_bytes()
     assert download.download(tmp_path / "d", url=server.url).read_bytes() == server.data
 
 

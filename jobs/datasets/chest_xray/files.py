@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs import JobError, printable, walk
 from model.preprocess import ImageRefused, check_length
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,5 +83,5 @@ def _members(source: Path, members: Iterable[zipfile.ZipInfo]) -> Iterator[File]
                 yield File(path, b"", "compressed in a way that cannot be read here; unpack the zip, give the folder")
             except RuntimeError:  # so zipfile says it
                 yield File(path, b"", "locked by a password; unpack the zip, give the folder")
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 yield File(path, b"", f"damaged in the zip ({error})")
