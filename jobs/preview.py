@@ -2,7 +2,7 @@
 
     python jobs/preview.py --config configs/cnn.py --out preview.png
 
-One row a film: the whole film, then as seven training steps would see it, mixup aside.
+One row a film: the whole film, then as seven training steps would see it, standardised, mixup aside.
 Set the fields of config.augment on the command line and look again: --config.augment.rotation_degrees=30.
 """
 
@@ -23,7 +23,7 @@ from jobs.datasets import films
 from jobs.training.augment import augment
 from jobs.training.plan import check
 from model.labels import CLASSES
-from model.preprocess import sample
+from model.preprocess import sample, standardise
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _OUT = flags.DEFINE_string("out", "preview.png", "The PNG to write.")
@@ -32,6 +32,7 @@ flags.mark_flag_as_required("config")
 TITLE = "Pneumoscope: what the network sees"  # in the PNG, so that it is known as one
 ROWS_PER_CLASS, VIEWS = 3, 7
 GAP_PX, TITLE_PX = 4, 16
+DEVIATIONS = 2.5  # of a standardised view, on either side of gray, until black and white
 
 
 def main() -> None:
@@ -69,14 +70,15 @@ def sheet(config: ConfigDict) -> Image.Image:
         np.arange(len(chosen) * VIEWS)
     )
     views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, config.augment.to_dict())
+    seen = jnp.clip(0.5 + standardise(views, config.data.neighbourhood)[..., 0] / (2 * DEVIATIONS), 0, 1)
     plain = jax.vmap(lambda image: sample(image, jnp.eye(2, 3), size))(images) / 255
-    tiles = jnp.concatenate([plain[:, None], views.reshape(len(chosen), VIEWS, size, size)], axis=1)
+    tiles = jnp.concatenate([plain[:, None], seen.reshape(len(chosen), VIEWS, size, size)], axis=1)
     pixels = np.round(np.asarray(tiles) * 255).astype(np.uint8)  # (rows, columns, size, size)
 
     step = size + GAP_PX
     page = Image.new("L", ((VIEWS + 1) * step + GAP_PX, TITLE_PX + len(chosen) * (step + TITLE_PX)), 32)
     draw = ImageDraw.Draw(page)
-    draw.text((GAP_PX, 2), f"left: the film; then {VIEWS} training views at {size} px", fill=255)
+    draw.text((GAP_PX, 2), f"left: the film; then {VIEWS} training views at {size} px, standardised", fill=255)
     for row, index in enumerate(chosen):
         top = TITLE_PX + row * (step + TITLE_PX)
         draw.text((GAP_PX, top + 1), f"{CLASSES[split.labels[index]]}: {split.names[index]}", fill=200)

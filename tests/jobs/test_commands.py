@@ -632,6 +632,10 @@ def test_preview_is_a_sheet_of_nine_rows(run, phantom_data, tmp_path):
     sheet = Image.open(tmp_path / "s.png")
     assert sheet.size == (8 * 36 + 4, 16 + 9 * (36 + 16))
     assert np.asarray(sheet).std() > 20
+    views = [
+        np.asarray(sheet)[32 + row * 52 :, 40 + column * 36 :][:32, :32] for row in range(9) for column in range(7)
+    ]
+    assert np.abs([view.mean() - 127.5 for view in views]).max() < 12  # as they are standardised: of one mean
 
 
 def test_the_full_size_films_are_read_as_their_small_copies(shared, tmp_path):
