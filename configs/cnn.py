@@ -7,7 +7,7 @@
     python jobs/calibrate.py --checkpoint space/checkpoint
 
 On two CPU cores, as two devices, an epoch takes 25 to 130 s where nothing else runs, with the memory settings that the
-README names. Two of the three networks that are bundled are such, and came to be in several runs each; the last run of
+README names. Three of the four networks that are bundled are such, and came to be in several runs each; the last run of
 one was this, begun with the weights of another, shorter and at a lower rate: "How the bundle came to be" in
 docs/experiments.md has the commands.
 """

@@ -5,7 +5,7 @@
         --workdir runs/densenet_scratch
 
 On two CPU cores, as two devices, an epoch takes 47 s. The run of seed 71 at f62140c, before strips and rotations were
-wider, is under "Muon" in docs/experiments.md; gone on with twice at 128 px it is one of the three networks that are
+wider, is under "Muon" in docs/experiments.md; gone on with twice at 128 px it is one of the four networks that are
 bundled ("How the bundle came to be", there).
 """
 
