@@ -157,8 +157,8 @@ def standardise(pixels: jax.Array, neighbourhood: float = 0.0) -> jax.Array:
     Args:
       pixels: (..., S, S) in [0, 1].
       neighbourhood: standard deviation, as a part of S, of the Gaussian over which the mean is first taken off each
-        place and its deviation divided by, so that uneven exposure and curves of tone are gone, too (local contrast
-        normalisation, after Jarrett et al. 2009, section 2); 0: they stay.
+        place and its deviation divided by, so that uneven exposure and curves of tone show less (local contrast
+        normalisation, after the layer of that name of Jarrett et al. 2009); 0: not at all.
 
     Returns:
       (..., S, S, 1) of mean 0 and standard deviation 1.

@@ -36,10 +36,8 @@ _NOTICE = (
     "<p class='notice'><strong>Not a medical device: for education and research, never for diagnosis.</strong> "
     "Bacterial and viral pneumonia cannot be told apart reliably on an X-ray, not even by experts.</p>"
 )
-_SYNTHETIC = (
-    "<p class='notice'><strong>This model was trained on synthetic drawings.</strong> "
-    "What it answers to a real film means nothing.</p>"
-)
+_NOTHING = "What it answers to a real film means nothing."
+_SYNTHETIC = f"<p class='notice'><strong>This model was trained on synthetic drawings.</strong> {_NOTHING}</p>"
 _COMMANDS = """\
 python jobs/prepare.py --source FOLDER_OR_ARCHIVE --data_dir data
 python jobs/train.py --config configs/cnn.py --workdir runs/cnn
@@ -114,7 +112,7 @@ def about(predictor: Predictor) -> str:
     mirrored = "" if sum(learnt) > len(learnt) / 2 else warned
     whose = dataset["citation"] or "Drawn by a program."
     elsewhere = (
-        "What it answers to a real film means nothing."
+        _NOTHING
         if dataset["name"] == "phantom"
         else f"Expect worse on films of other hospitals, machines and ages{mirrored}."
     )

@@ -93,11 +93,8 @@ def test_groups_by_what_should_not_matter(split):
     # Some archives have identifiers of more digits than a float.
     long = [f"NORMAL-{10**25 + index}" for index in range(40)]
     of_long = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": long}), probabilities)
-    assert [of_long["patient number"][f"normal, {third} third"]["films"] for third in ("low", "middle", "high")] == [
-        5,
-        4,
-        5,
-    ]
+    of_third = [of_long["patient number"][f"normal, {third} third"] for third in ("low", "middle", "high")]
+    assert [values["films"] for values in of_third] == [5, 4, 5]
     # Numbers of the two normal series begin anew, so each has thirds of its own.
     both = [f"{('IM-', 'NORMAL2-IM-')[index % 2]}{index + 100 * (index % 2)}" for index in range(40)]
     of_both = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": both}), probabilities)
