@@ -5,9 +5,9 @@
 Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
 An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
-than six patients are decided differently their number is told instead: all of five may favour one side by chance. Of
-films of fewer than six patients no interval is told. Of so many figures about one in twenty is marked where nothing
-differs, so choose the one to go by before you look.
+than six patients are decided (or for a figure of probabilities answered) differently their number is told instead: all
+of five may favour one side by chance. Of films of fewer than six patients no interval is told. Of so many figures about
+one in twenty is marked where nothing differs, so choose the one to go by before you look.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def table(first: Predictions, second: Predictions) -> str:
     rows += [(f"pneumonia {name}", value) for name, value in found["binary"].items()]
     rows += [(f"{name} sensitivity", found["classes"][name]["sensitivity"]) for name in CLASSES]
     ill = (one != NORMAL) != (other != NORMAL)
-    differing = {  # the films behind a figure that counts decisions
+    answered = (first.probabilities != second.probabilities).any(axis=1)
+    differing = {  # the films behind a figure
+        **dict.fromkeys((name for name, _ in rows), answered),
         **dict.fromkeys(("accuracy", "balanced accuracy", "macro f1"), one != other),
         "pneumonia accuracy": ill,
         "pneumonia sensitivity": ill & (labels != NORMAL),
@@ -70,8 +72,9 @@ def table(first: Predictions, second: Predictions) -> str:
             continue
         interval = value["interval"]
         mark = "" if interval is None or interval[0] <= 0 <= interval[1] else "  *"
-        if mark and name in differing and not enough(differ := patients[differing[name]]):
-            mark = f"  {counted(len(set(differ)), 'patient')} decided differently"
+        if mark and not enough(differ := patients[differing[name]]):
+            how = "answered" if differing[name] is answered else "decided"
+            mark = f"  {counted(len(set(differ)), 'patient')} {how} differently"
         lines.append(f"{name:>24}  {number(value['difference'], interval, '+.4f')}{mark}")
     for name, right in (
         ("three classes", [decided == labels for decided in (one, other)]),

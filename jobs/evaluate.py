@@ -3,10 +3,10 @@
     python jobs/evaluate.py --checkpoint runs/cnn --split validation --out runs/cnn/report
     python jobs/evaluate.py --checkpoint runs/cnn --split test --prevalence 0.2 --out report
 
-Every figure comes with its 95 % interval over 2,000 resamples of the patients. Where the checkpoint is calibrated
-(`python jobs/calibrate.py`), so are the probabilities, and its operating points, undecided and refused films are
-measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities, whether it is
-refused) and the plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and
+Every figure of films comes with its 95 % interval over 2,000 resamples of the patients. Where the checkpoint is
+calibrated (`python jobs/calibrate.py`), so are the probabilities, and its operating points, undecided and refused films
+are measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities, whether it
+is refused) and the plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and
 heatmaps as PNG.
 On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
 

@@ -16,14 +16,15 @@ def operating_point(
 ) -> dict[str, np.ndarray]:
     """Pneumonia called from a probability of `threshold`: (B,) sensitivity, specificity, PPV and NPV.
 
-    The predictive values are those at `prevalence`, by Bayes' theorem (Altman and Bland 1994); None: that of the films.
+    The predictive values are those at `prevalence`, by Bayes' theorem (Altman and Bland 1994); None: of the films.
     """
     ill, called = labels != NORMAL, 1 - probabilities[:, NORMAL] >= threshold
-    sensitivity = ratio(weights @ (ill & called), weights @ ill)
-    specificity = ratio(weights @ (~ill & ~called), weights @ ~ill)
-    share = ratio(weights @ ill, weights.sum(axis=1)) if prevalence is None else np.full(len(weights), prevalence)
-    hits, misses = sensitivity * share, (1 - sensitivity) * share
-    cleared, alarms = specificity * (1 - share), (1 - specificity) * (1 - share)
+    hits, misses = weights @ (ill & called), weights @ (ill & ~called)
+    cleared, alarms = weights @ (~ill & ~called), weights @ (~ill & called)
+    sensitivity, specificity = ratio(hits, hits + misses), ratio(cleared, cleared + alarms)
+    if prevalence is not None:
+        hits, misses = sensitivity * prevalence, (1 - sensitivity) * prevalence
+        cleared, alarms = specificity * (1 - prevalence), (1 - specificity) * (1 - prevalence)
     return {
         "sensitivity": sensitivity,
         "specificity": specificity,

@@ -147,7 +147,7 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     }
     numbers = [re.fullmatch(r"(?P<series>[^/]*?)(?P<number>\d+)(?:_[a-z]+)?", patient) for patient in split.patients]
     if all(numbers):  # where a film names no patient, the key is its path
-        of_patient = np.array([int(found["number"]) for found in numbers if found])
+        of_patient = np.array([int(found["number"]) for found in numbers if found], dtype=object)
         # Normal films are of two series, each with numbers of its own.
         whose = np.array(
             [f"{label} {found['series']}" for label, found in zip(split.labels, numbers, strict=True) if found]
@@ -253,8 +253,6 @@ def maps(predictor: Predictor, split: Split, decided: np.ndarray) -> dict[str, A
 
     def means(weights: np.ndarray) -> dict[str, Any]:
         of_methods = metrics.each(table, lambda values: mean(values, weights))
-        for method in gradcam.METHODS:
-            of_methods[method]["randomised"] = faithfulness.left(of_methods[method]["cascade"])
         return {"methods": of_methods, "against_blob": faithfulness.against_blob(of_methods)}
 
     values, bounds = estimate(means, patients)

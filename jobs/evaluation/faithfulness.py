@@ -182,8 +182,10 @@ def measure(
       correlation of the moved map with the map of the moved film (shift, rotation), of the map with that of
       another_film, by which the former are to be read (the next of another patient; NaN where there is none), and with
       that of the network of which the parts down to one were randomised (cascade): a map that explains the network
-      must lose it. Only places that the networks see are compared, since maps agree where all are blank. Of a control,
-      deletion and insertion alone.
+      must lose it. Of the cascade the size of the correlation, whatever its sign, averaged over the parts (randomised),
+      and its square at the end (explained). Only places that the networks see are compared, since maps agree where all
+      are blank. Of a control, deletion and insertion; of the random one the size of its correlation with another, too:
+      what chance leaves where maps are as smooth.
     """
 
     def ask(films: np.ndarray) -> np.ndarray:
@@ -200,6 +202,9 @@ def measure(
     others = np.array([(row + np.roll(different[row], -row).argmax()) % len(images) for row in range(len(images))])
     for method in gradcam.METHODS:
         maps = _maps(predictor, images, labels, method)
+        of_parts = {
+            part: _correlations(maps, _maps(other, images, labels, method), whole) for part, other in cascade(predictor)
+        }
         yield (
             method,
             {
@@ -207,14 +212,14 @@ def measure(
                 "shift": _correlations(_shifted(maps), _maps(predictor, _shifted(images), labels, method), shifted),
                 "rotation": _correlations(_turned(maps), _maps(predictor, turned_films, labels, method), turned),
                 "another_film": np.where(alone, np.nan, _correlations(maps, maps[others], whole)),
-                "cascade": {
-                    part: _correlations(maps, _maps(other, images, labels, method), whole)
-                    for part, other in cascade(predictor)
-                },
+                "cascade": of_parts,
+                "randomised": np.mean(np.abs(list(of_parts.values())), axis=0),
+                "explained": list(of_parts.values())[-1] ** 2,
             },
         )
-    for name, maps in control_maps(size, len(images)).items():
-        yield name, _of_curves(deletion_and_insertion(ask, images, labels, maps))
+    for name, maps in control_maps(size, len(images) + 1).items():
+        found = _of_curves(deletion_and_insertion(ask, images, labels, maps[:-1]))
+        yield name, found if name == BLOB else found | {"randomised": np.abs(_correlations(maps[:-1], maps[1:], whole))}
 
 
 def points_into(maps: np.ndarray, lesions: np.ndarray) -> np.ndarray:
@@ -252,11 +257,6 @@ def on_lesions(
     return found
 
 
-def left(cascade: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What randomising leaves of a map: the size of the correlation, averaged over the parts."""
-    return np.mean(np.abs(list(cascade.values())), axis=0)
-
-
 def against_blob(table: Mapping[str, Any]) -> dict[str, Any]:
     """Deletion and insertion of each method less those of the blob in the middle, figures of any shape."""
     return {
@@ -286,8 +286,7 @@ def best(table: Mapping[str, Mapping[str, Any]]) -> str:
     section 5): such methods are left out, unless all are such.
     """
     methods = [name for name in table if name not in CONTROLS]
-    at_the_end = {name: list(table[name]["cascade"].values())[-1] for name in methods}
-    methods = [name for name in methods if at_the_end[name] ** 2 <= EXPLAINED] or methods
+    methods = [name for name in methods if table[name]["explained"] <= EXPLAINED] or methods
     ranks = np.zeros(len(methods))
     for column, more in JUDGED.items():
         if table[methods[0]].get(column) is not None:

@@ -249,4 +249,11 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     assert "networks begun with `films` (step 3, abc), which began at random. Code" in alike
     told = "The films with `person[12]_` in their names were left out."
     assert second.startswith(told) and "left out" not in first
-    assert "Of these member 2 did not learn the ones that are said under Model details to be left out." in text
+    few = "Of these {} did not learn the ones that are said under Model details to be left out{}. "
+    assert few.format("member 2", "") in text
+    before = ", though the runs that weights were begun with may have"
+    assert few.format("member 2", before) in alike
+    loaded.append(loaded[1])
+    assert few.format("members 2 and 3", before) in cards.card(
+        Predictor(loaded, calibration), measured, reported / "report"
+    )

@@ -26,6 +26,8 @@ def test_predictive_values_follow_bayes():
         assert (found["ppv"], found["npv"]) == (share, 1 - share)
     own = first(decisions.operating_point(LABELS, PROBABILITIES, 0.65, None, ONES))
     assert (own["ppv"], own["npv"]) == pytest.approx((2 / 3, 1 / 2))  # counts of the films themselves
+    one_kind = first(decisions.operating_point(LABELS[2:], PROBABILITIES[2:], 0.65, None, ONES[:, 2:]))
+    assert (one_kind["ppv"], one_kind["npv"]) == (1, 0) and np.isnan(one_kind["specificity"])
 
 
 def test_undecided_films_are_left_out():

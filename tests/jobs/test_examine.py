@@ -91,10 +91,11 @@ def test_groups_by_what_should_not_matter(split):
     assert low["classes"] == [5, 0, 0] and low["accuracy"]["value"] == 1
     assert found["patient number"]["viral, high third"]["accuracy"]["value"] == 0
     # Some archives have identifiers of more digits than a float.
-    long = [f"NORMAL-{10**25 + index}" for index in range(40)]
-    of_long = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": long}), probabilities)
-    of_third = [of_long["patient number"][f"normal, {third} third"] for third in ("low", "middle", "high")]
-    assert [values["films"] for values in of_third] == [5, 4, 5]
+    for least in (10**25, 2**63 - 5):  # all beyond the integers of NumPy, and some
+        long = [f"NORMAL-{least + index}" for index in range(40)]
+        of_long = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": long}), probabilities)
+        of_third = [of_long["patient number"][f"normal, {third} third"] for third in ("low", "middle", "high")]
+        assert [values["films"] for values in of_third] == [5, 4, 5]
     # Numbers of the two normal series begin anew, so each has thirds of its own.
     both = [f"{('IM-', 'NORMAL2-IM-')[index % 2]}{index + 100 * (index % 2)}" for index in range(40)]
     of_both = examine.groups(types.SimpleNamespace(**vars(split) | {"patients": both}), probabilities)
@@ -170,10 +171,13 @@ def test_the_maps_are_a_table_with_a_best(predictor, split, monkeypatch):
     row = found["methods"]["gradcam"]
     assert list(row["cascade"]) == ["head", "stage2", "stage1", "stem"]
     curves = {"deletion_curve", "insertion_curve"}
-    assert row.keys() == {*faithfulness.JUDGED, *curves, "cascade"} - {"pointing_game", "energy_in_lesion"}
+    more = {*curves, "cascade", "explained"}
+    assert row.keys() == {*faithfulness.JUDGED, *more} - {"pointing_game", "energy_in_lesion"}
     assert all(-1 <= row[name] <= 1 for name in ("shift", "rotation", "another_film"))
-    assert row["randomised"] == pytest.approx(np.mean(np.abs(list(row["cascade"].values()))))
-    assert found["intervals"]["gradcam"]["randomised"][0] <= row["randomised"]
+    low, high = found["intervals"]["gradcam"]["randomised"]
+    assert low <= row["randomised"] <= high
+    assert found["methods"]["random"].keys() == {"deletion", "insertion", *curves, "randomised"}
+    assert found["methods"]["centred blob"].keys() == {"deletion", "insertion", *curves}
     curve = list(row["insertion_curve"].values())
     assert len(curve) == 11 and row["insertion"] == pytest.approx(np.trapezoid(curve, dx=0.1))
     assert found["chosen"] in ("gradcam", "layercam")
@@ -199,6 +203,23 @@ def test_maps_are_compared_where_the_networks_look(predictor, monkeypatch):
     for name in ("shift", "rotation", "another_film"):
         assert abs(found[name].mean()) < 0.15, name  # .5 and more if the blank border counted
     assert abs(found["cascade"]["stem"].mean()) < 0.15
+
+
+def test_what_randomising_leaves_has_no_sign(predictor, monkeypatch):
+    ramp = np.tile(np.arange(64.0), (6, 64, 1))
+    turns = ramp * np.array([1, -1] * 3)[:, None, None]  # a network that is random turns half of the maps about
+
+    def maps_of(network, *_):
+        return ramp if network is predictor else turns
+
+    monkeypatch.setattr(faithfulness, "_maps", maps_of)
+    monkeypatch.setattr(faithfulness.gradcam, "METHODS", {"gradcam": faithfulness.gradcam.METHODS["gradcam"]})
+    found = dict(faithfulness.measure(predictor, VARIED[:6], np.zeros(6, int), [*"abcdef"]))
+    assert found["gradcam"]["cascade"]["stem"].mean() == 0
+    for figure in ("randomised", "explained"):
+        np.testing.assert_allclose(found["gradcam"][figure], 1)
+    by_chance = found["random"]["randomised"]
+    assert by_chance.shape == (6,) and (by_chance > 0).all() and by_chance.mean() < 0.5
 
 
 def test_another_film_is_of_another_patient(predictor, monkeypatch):
