@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 STORAGE_SIZE = 224  # px, the side of the square a prepared dataset stores
 MIN_SIDE = 64  # px
@@ -27,7 +27,17 @@ MAX_PIXELS = 100_000_000  # width x height; a 14 x 17 inch film at 100 um is 15 
 MAX_BYTES = 4 * MAX_PIXELS  # of a file: the largest film of 32 bits, as it is
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 BAR_SPREAD = 6  # gray values, of 255, within a row or column of a bar: JPEG leaves a few
+BARS = 8  # within one another, at most, each of another gray
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
+_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` has a bound of its own, which says how many there are and does not warn
 
@@ -79,7 +89,7 @@ def decode(data: bytes) -> Decoded:
                 and image.mode[0] in "IF"
                 and image.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
             )
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             pixels = _to_gray(upright)
             if inverted:  # Pillow inverts white-is-zero TIFFs of 8 bits by itself, wider ones not
                 pixels = 255 - pixels
@@ -206,6 +216,15 @@ def from_middle(maps: jax.Array, side: float) -> jax.Array:
     return (whole * (place[:, None] & place)).reshape(*maps.shape[:-2], cells, cells)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; damaged EXIF, which viewers pass over, says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # whatever is made of the damage
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
 def _to_gray(image: Image.Image) -> np.ndarray:
     """Any Pillow image -> (H, W) uint8."""
     if image.mode[0] in "IF":  # more than 8 bits: convert("L") would clip to white
@@ -214,14 +233,15 @@ def _to_gray(image: Image.Image) -> np.ndarray:
         image = image.getchannel("L")
     elif image.has_transparency_data:
         colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, "black"), colour)
+        image = Image.new("RGB", colour.size)  # black
+        image.paste(colour, mask=colour)
     return np.asarray(image.convert("L"))
 
 
 def _without_bars(pixels: np.ndarray) -> np.ndarray:
     """Cuts rows and columns of one gray value off the sides of (H, W): what viewers and phones pad films with."""
     film = pixels
-    while True:
+    for _ in range(BARS):
         rows, columns = (np.flatnonzero(np.ptp(film, axis=axis) > BAR_SPREAD) for axis in (1, 0))
         if not rows.size or not columns.size:
             return pixels  # blank
@@ -229,6 +249,7 @@ def _without_bars(pixels: np.ndarray) -> np.ndarray:
         if cut.shape == film.shape or min(cut.shape) < MIN_SIDE:
             return film
         film = cut  # which may have bars of another gray
+    return film
 
 
 def _chroma(image: Image.Image) -> float:
@@ -246,12 +267,16 @@ def _chroma(image: Image.Image) -> float:
 
 def _scale_to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """Integers or floats of 8 bits or more to uint8; the depth is the smallest of DETECTORS that holds the maximum."""
-    if not np.isfinite(pixels).all():
-        raise ImageRefused("the image holds values that are not numbers; export it again")
     low, high = pixels.min(), pixels.max()
+    if not np.isfinite([low, high]).all():
+        raise ImageRefused("the image holds values that are not numbers; export it again")
     if low < 0:
         raise ImageRefused(f"the image holds negative values (down to {low}); export it as 8- or 16-bit")
     of_one = pixels.dtype.kind == "f" and high <= OVERSHOOT
     depths = (max(1.0, float(high)),) if of_one else (*(2.0**bits - 1 for bits in DETECTORS), float(high))
     full = next(depth for depth in depths if high <= depth)
-    return np.round(pixels.astype(np.float64) * (255.0 / full)).astype(np.uint8)
+    if pixels.dtype.kind == "f" or high >= 2**16:
+        scaled = np.multiply(pixels, 255 / full, dtype=np.float32)
+        return np.round(scaled, out=scaled).astype(np.uint8)
+    # Each value once: a large film as floats would take gigabytes.
+    return np.round(np.arange(int(high) + 1) * (255 / full)).astype(np.uint8)[pixels]

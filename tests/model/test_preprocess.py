@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import jax.numpy as jnp
@@ -71,6 +72,15 @@ def test_what_is_bars_alone_stays(film):
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(film))).pixels, film)
 
 
+def test_frames_within_frames_are_looked_at_a_few_times(monkeypatch):
+    y, x = np.mgrid[:600, :600]
+    rings = np.minimum(np.minimum(x, y), np.minimum(599 - x, 599 - y))  # each of another gray than the next
+    looked, peak_to_peak = [], np.ptp
+    monkeypatch.setattr(np, "ptp", lambda *of, **how: [looked.append(0), peak_to_peak(*of, **how)][1])
+    assert min(decode(encoded(Image.fromarray((rings % 2 * 200).astype(np.uint8)))).pixels.shape) > 550
+    assert 2 <= len(looked) <= 2 * preprocess.BARS
+
+
 def test_a_film_of_too_few_pixels_keeps_its_bars():
     framed = np.pad(FILM[:60, :60], 10)
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(framed))).pixels, framed)
@@ -118,6 +128,22 @@ def test_exif_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     np.testing.assert_array_equal(decode(encoded(stored, "PNG", exif=exif)).pixels, FILM)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_is_passed_over(kind):
+    whole = decode(encoded(Image.fromarray(FILM), kind)).pixels
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(FILM), kind, exif=b"Exif\0\0garbage")).pixels, whole
+    )
+
+
+def test_an_orientation_beside_a_tag_that_cannot_be_written_again_is_obeyed():
+    # Tag 256 as a number below 0, and 274, which says that the camera was upside down.
+    entries = struct.pack("<HHIi", 256, 9, 1, -5) + struct.pack("<HHIHH", 274, 3, 1, 3, 0)
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 2) + entries + struct.pack("<I", 0)
+    turned = encoded(Image.fromarray(FILM[::-1, ::-1]), exif=exif)
+    np.testing.assert_array_equal(decode(turned).pixels, FILM)
 
 
 @pytest.mark.parametrize(
@@ -402,6 +428,25 @@ def test_the_depth_is_the_smallest_that_holds_the_brightest(dtype, brightest, fu
     pixels = decode(encoded(Image.fromarray(film), "TIFF")).pixels
     np.testing.assert_allclose(pixels[[0, 1, 2], [0, 1, 2]], expected, atol=1)
     assert pixels[0, 0] == expected[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Image.fromarray(np.full((3000, 3000), 4095, np.uint16)),
+        Image.fromarray(np.full((3000, 3000), 4095, np.int32)),
+        Image.fromarray(np.full((3000, 3000), 1.0, np.float32)),
+    ],
+    ids=["I;16", "I", "F"],
+)
+def test_a_large_film_takes_few_times_its_size(source):
+    data = encoded(source, "TIFF")
+    tracemalloc.start()
+    try:
+        assert decode(data).pixels.shape == (3000, 3000)
+        assert tracemalloc.get_traced_memory()[1] < 10 * 9_000_000  # as float64 alone it would have 8 bytes a pixel
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint16])
