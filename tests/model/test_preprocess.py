@@ -133,9 +133,7 @@ def test_exif_orientation(orientation):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_is_passed_over(kind):
     whole = decode(encoded(Image.fromarray(FILM), kind)).pixels
-    np.testing.assert_array_equal(
-        decode(encoded(Image.fromarray(FILM), kind, exif=b"Exif\0\0garbage")).pixels, whole
-    )
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(FILM), kind, exif=b"Exif\0\0garbage")).pixels, whole)
 
 
 def test_an_orientation_beside_a_tag_that_cannot_be_written_again_is_obeyed():
