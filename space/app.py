@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ EXAMPLES = {name: HERE / "examples" / f"phantom_{name}.png" for name in CLASSES}
 UPLOAD_MB = 50
 KEPT_MINUTES = 60  # for which uploads and their pictures stay on the server
 METHOD, OPACITY = "gradcam", 0.6
+READING = "reading"  # what opens films: all of it shares one limit, for a large film takes a gigabyte
 
 # What `launch` is to be given; tests launch with the same.
 LAUNCH: dict[str, Any] = {
@@ -56,7 +58,7 @@ def build(checkpoint: Path) -> gr.Blocks:
             predictor = Predictor.open(checkpoint)
         except CheckpointError as error:
             print(f"no model to serve: {error}", file=sys.stderr)
-            gr.HTML(words.untrained(error), elem_id="untrained")
+            gr.HTML(words.UNTRAINED, elem_id="untrained")
         else:
             _lay_out(predictor)
     return app.queue(default_concurrency_limit=2, max_size=64)
@@ -96,6 +98,8 @@ def _lay_out(predictor: Predictor) -> None:
             )
             table = gr.HTML(visible=False, elem_id="table")
             chosen = gr.Dropdown(label="Film shown", filterable=False, visible=False, elem_id="chosen")
+            # `show` says more than that 0 is not in [], to which a server comes that is younger than the page.
+            chosen.preprocess = lambda payload: payload  # type: ignore[method-assign]
             pictures = gr.Gallery(columns=2, height="auto", buttons=["fullscreen"], visible=False, elem_id="pictures")
             with gr.Column(visible=False) as maps:
                 method = gr.Radio(
@@ -111,12 +115,14 @@ def _lay_out(predictor: Predictor) -> None:
 
     reading: dict[str, Any] = {
         "fn": functools.partial(read, predictor),
+        "concurrency_id": READING,
         "inputs": files,
         "outputs": [films, table, chosen],
         "api_visibility": "private",
     }
     showing: dict[str, Any] = {
         "fn": functools.partial(show, predictor),
+        "concurrency_id": READING,
         "inputs": [films, chosen, method, opacity],
         "outputs": [card, maps, pictures],
         "api_visibility": "private",
@@ -139,6 +145,7 @@ def _lay_out(predictor: Predictor) -> None:
         gr.File(label="files", file_count="multiple", visible=False),
         gr.JSON(label="answers", visible=False),
         api_name="predict",
+        concurrency_id=READING,
         api_description="For each film: file; decision, a class, uncertain or refused; the probabilities, null where "
         "it could not be read; and the reason why it was refused.",
     )
@@ -175,9 +182,10 @@ def show(predictor: Predictor, films: list[str], chosen: int, method: str, opaci
     A film that was refused is shown without maps, and without any picture where it could not be read.
 
     Raises:
-      gr.Error: there are none any more: of a page that was left for an hour Gradio forgets what it held.
+      gr.Error: there is none any more: of a page that was left for an hour, or is older than the server, Gradio has
+        forgotten what it held.
     """
-    if chosen >= len(films):
+    if chosen not in range(len(films)):
         raise gr.Error("This page was left for too long: send the films again.", print_exception=False)
     path = films[chosen]
     prediction = ask(predictor, path, method)
@@ -233,6 +241,7 @@ def main() -> None:
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port is {arguments.port}; it must be from 1 to 65535")
     page = build(arguments.checkpoint)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, at which Gradio deletes the uploads
     try:
         page.launch(server_port=arguments.port, share=arguments.share, **LAUNCH)
     except OSError as error:

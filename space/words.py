@@ -45,6 +45,14 @@ python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint
 python jobs/calibrate.py --checkpoint space/checkpoint
 python space/app.py --checkpoint space/checkpoint"""
 
+# Of the page that has no model; why would tell visitors folders of the server.
+UNTRAINED = (
+    "<h2>There is no model to serve</h2><p>The log of the server says why.</p>"
+    f"<p>These commands train one and serve it:</p><pre tabindex='0'>{_COMMANDS}</pre>"
+    "<p>Without data, <code>--source phantom</code> and <code>--config configs/demo.py</code> do it with "
+    f"synthetic drawings, within minutes.</p>{_NOTICE}"
+)
+
 
 def notices(meta: dict[str, Any]) -> str:
     """HTML of what must stand right where an answer is read."""
@@ -189,13 +197,3 @@ def _stated(name: str, value: float, low: float | None = None, high: float | Non
     if low is None or high is None:
         return words
     return words + (f" ({100 * low:.1f} to {100 * high:.1f})" if share else f" ({low:.3f} to {high:.3f})")
-
-
-def untrained(error: checkpoint.CheckpointError) -> str:
-    """HTML of the page that has no model: why, and how to get one."""
-    return (
-        f"<h2>There is no model to serve</h2><p>The reason: {html.escape(str(error))}.</p>"
-        f"<p>These commands train one and serve it:</p><pre tabindex='0'>{_COMMANDS}</pre>"
-        "<p>Without data, <code>--source phantom</code> and <code>--config configs/demo.py</code> do it with "
-        f"synthetic drawings, within minutes.</p>{_NOTICE}"
-    )

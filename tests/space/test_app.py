@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,7 @@ from model import gradcam, preprocess
 from model.labels import CLASSES
 from model.predictor import Prediction
 from space import app
+from tests.conftest import free_port
 from tests.space.conftest import encoded
 
 ROOT = Path(app.__file__).parents[1]
@@ -168,6 +172,45 @@ def test_a_page_whose_films_were_forgotten_says_what_to_do(predictor):
         app.show(predictor, [], 0, "gradcam", 0.5)
 
 
+def test_a_page_that_is_older_than_the_server_says_what_to_do(url):
+    config = requests.get(f"{url}config", timeout=10).json()
+    of = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    (show, *_) = (one["id"] for one in config["dependencies"] if of["chosen"] in one["inputs"])
+    asked = {"data": [None, 0, "gradcam", 0.5], "fn_index": show, "session_hash": "of_before"}
+    requests.post(f"{url}gradio_api/queue/join", json=asked, timeout=10).raise_for_status()
+    with requests.get(f"{url}gradio_api/queue/data?session_hash=of_before", stream=True, timeout=30) as events:
+        (told,) = (line for line in events.iter_lines() if b"process_completed" in line)
+    assert b"This page was left for too long: send the films again." in told
+
+
+def test_all_that_opens_films_shares_one_limit(bundle):
+    limits = {one.concurrency_id for one in app.build(bundle).fns.values() if one.fn and one.inputs}
+    assert limits == {app.READING}
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_uploads_are_deleted_when_the_page_ends(end, bundle, films, tmp_path):
+    port = free_port()
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)}
+    arguments = [sys.executable, "space/app.py", "--checkpoint", str(bundle), "--port", str(port)]
+    with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as page:
+        try:
+            for _ in range(120):
+                with contextlib.suppress(requests.ConnectionError):
+                    requests.get(f"http://127.0.0.1:{port}/config", timeout=10)
+                    break
+                time.sleep(0.5)
+            with films["normal"].open("rb") as film:
+                upload = f"http://127.0.0.1:{port}/gradio_api/upload"
+                requests.post(upload, files={"files": film}, timeout=10).raise_for_status()
+            assert [path.name for path in tmp_path.rglob("*.png")] == [films["normal"].name]
+            page.send_signal(end)
+            assert page.wait(30) == 0
+        finally:
+            page.kill()
+    assert not [*tmp_path.rglob("*.png")]
+
+
 def test_upload_that_has_been_deleted_is_refused_with_the_cure(predictor, tmp_path):
     answer = app.ask(predictor, str(tmp_path / "gone.png"))
     assert answer.decision == "refused"
@@ -177,7 +220,7 @@ def test_upload_that_has_been_deleted_is_refused_with_the_cure(predictor, tmp_pa
 def test_without_a_model_there_is_nothing_to_call(url_without_model):
     config = requests.get(f"{url_without_model}config", timeout=10).json()
     text = str(config["components"])
-    assert "There is no model to serve" in text and "The reason: no checkpoint in" in text
+    assert "There is no model to serve" in text and "no checkpoint in" not in text  # which would name a folder
     assert config["dependencies"] == []
 
 

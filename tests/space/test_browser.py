@@ -175,7 +175,7 @@ def test_keyboard_alone_reads_an_example_and_changes_the_maps(page, url):
 def test_page_without_a_model(page, url_without_model):
     page.open(url_without_model, PHONE, ready="#untrained")
     text = page.text("#untrained")
-    assert "There is no model to serve" in text and "The reason: no checkpoint in" in text
+    assert "There is no model to serve" in text and "The log of the server says why." in text
     assert "python jobs/train.py --config configs/cnn.py --workdir runs/cnn" in text
     assert page.overflow() <= 0 and not page.all("#read")
 
