@@ -90,6 +90,9 @@ class CNN(nn.Module):
       axis_name: the axis of the parallel step, which dropout counts examples along; None outside it.
       sync_batch_norm: whether BatchNorm averages over `axis_name` too.
       dtype: of the activations; parameters and logits are float32.
+
+    Raises:
+      ValueError: `widths` or `blocks` are not whole numbers from 1 on, or differ in length.
     """
 
     widths: Sequence[int] = (16, 48, 128, 256)
@@ -100,12 +103,8 @@ class CNN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.blocks):
-            raise ValueError(f"widths {self.widths} and blocks {self.blocks} differ in length; a stage has one of each")
-        if not self.widths or not all(isinstance(n, int) and n > 0 for n in (*self.widths, *self.blocks)):
-            raise ValueError(
-                f"widths {self.widths} and blocks {self.blocks} must be whole numbers from 1 on, one at least"
-            )
+        layers.expect_counts("widths", self.widths)
+        layers.expect_stages("blocks", self.blocks, len(self.widths))
         super().__post_init__()
 
     def setup(self) -> None:

@@ -88,7 +88,7 @@ class DenseNet(nn.Module):
       dtype: of the activations; parameters and logits are float32.
 
     Raises:
-      ValueError: `depths` has not a number for each stage.
+      ValueError: `depths` has not a number from 1 on for each stage, or `growth` or one of `head` is below 1.
     """
 
     depths: Sequence[int] = (6, 12, 24, 16)
@@ -101,6 +101,8 @@ class DenseNet(nn.Module):
 
     def __post_init__(self) -> None:
         layers.expect_stages("depths", self.depths, 4)
+        layers.expect_counts("growth", (self.growth,))
+        layers.expect_counts("head", self.head, least=0)
         super().__post_init__()
 
     def setup(self) -> None:

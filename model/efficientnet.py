@@ -124,7 +124,7 @@ class EfficientNet(nn.Module):
     """EfficientNet; the default depth is that of B0.
 
     Attributes:
-      blocks: in each of the seven stages that have blocks.
+      blocks: in each of the seven stages that have blocks; 0 leaves a stage out.
       head: widths of the dense layers before the logits; () is linear.
       dropout: rate after each of them, in [0, 1).
       axis_name: the axis of the parallel step, which dropout counts examples along; None outside it.
@@ -132,7 +132,7 @@ class EfficientNet(nn.Module):
       dtype: of the activations; parameters and logits are float32.
 
     Raises:
-      ValueError: `blocks` has not a number for each stage.
+      ValueError: `blocks` has not a number from 0 on for each stage, or one of `head` is below 1.
     """
 
     blocks: Sequence[int] = (1, 2, 2, 3, 3, 4, 1)
@@ -143,7 +143,8 @@ class EfficientNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self) -> None:
-        layers.expect_stages("blocks", self.blocks, len(STAGES))
+        layers.expect_stages("blocks", self.blocks, len(STAGES), smallest=0)
+        layers.expect_counts("head", self.head, least=0)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -23,10 +23,18 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 he_normal_depthwise = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
-def expect_stages(what: str, given: Sequence[int], count: int) -> None:
+def expect_stages(what: str, given: Sequence[int], count: int, smallest: int = 1) -> None:
     """Raises ValueError unless `given`, the attribute called `what`, has a number for each of `count` stages."""
     if len(given) != count:
         raise ValueError(f"{what} {tuple(given)} has {len(given)} numbers; give {count}, one for each stage")
+    expect_counts(what, given, smallest=smallest)
+
+
+def expect_counts(what: str, given: Sequence[int], least: int = 1, smallest: int = 1) -> None:
+    """Raises ValueError unless `given`, the attribute called `what`, has `least` whole numbers from `smallest` on."""
+    if len(given) < least or not all(isinstance(number, int) and number >= smallest for number in given):
+        at_least = ", one at least" if least else ""
+        raise ValueError(f"{what} {tuple(given)} must be whole numbers from {smallest} on{at_least}")
 
 
 def film_and_ones(images: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ class ResNetV2(nn.Module):
       dtype: of the activations; parameters and logits are float32.
 
     Raises:
-      ValueError: `blocks` has not a number for each stage.
+      ValueError: `blocks` has not a number from 1 on for each stage, or one of `head` is below 1.
     """
 
     blocks: Sequence[int] = (3, 4, 6, 3)
@@ -105,6 +105,7 @@ class ResNetV2(nn.Module):
 
     def __post_init__(self) -> None:
         layers.expect_stages("blocks", self.blocks, 4)
+        layers.expect_counts("head", self.head, least=0)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -66,7 +66,7 @@ class VGG(nn.Module):
       dtype: of the activations; parameters and logits are float32.
 
     Raises:
-      ValueError: `convolutions` and `filters` differ in length.
+      ValueError: `convolutions` and `filters` differ in length, or they or `head` are not whole numbers from 1 on.
     """
 
     convolutions: Sequence[int] = (2, 2, 3, 3, 3)
@@ -81,7 +81,9 @@ class VGG(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self) -> None:
+        layers.expect_counts("filters", self.filters)
         layers.expect_stages("convolutions", self.convolutions, len(self.filters))
+        layers.expect_counts("head", self.head, least=0)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -178,6 +178,16 @@ def test_maps_and_gradients_of_every_architecture(name):
         ("densenet", {"depths": [1] * 5}, r"depths \(1, 1, 1, 1, 1\) has 5 numbers; give 4"),
         ("efficientnet", {"blocks": (1,)}, r"blocks \(1,\) has 1 numbers; give 7"),
         ("vgg", {"filters": (4, 8)}, r"convolutions \(2, 2, 3, 3, 3\) has 5 numbers; give 2"),
+        ("vgg", {"filters": (0, 8), "convolutions": (1, 1)}, r"filters \(0, 8\) must be whole numbers from 1 on"),
+        ("vgg", {"filters": (), "convolutions": ()}, r"filters \(\) must be whole numbers from 1 on, one at least"),
+        ("vgg", {"head": (-1,)}, r"head \(-1,\) must be whole numbers from 1 on$"),
+        ("densenet", {"growth": 0}, r"growth \(0,\) must be whole numbers from 1 on"),
+        ("densenet", {"depths": (1, 1, 1, -1)}, r"depths \(1, 1, 1, -1\) must be whole numbers from 1 on"),
+        ("densenet", {"head": (0,)}, r"head \(0,\) must be"),
+        ("efficientnet", {"blocks": (1, 2, 1, 0, 0, 0, -1)}, r"blocks .* must be whole numbers from 0 on"),
+        ("efficientnet", {"head": (0,)}, r"head \(0,\) must be"),
+        ("resnet", {"head": (0,)}, r"head \(0,\) must be"),
+        ("resnetv2", {"head": (2.5,)}, r"head \(2.5,\) must be"),
     ],
 )
 def test_a_stage_too_many_or_too_few_is_named(name, options, message):
