@@ -19,8 +19,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_DISK = (
     *_FULL,
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-    *(errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EBUSY, errno.EXDEV),
 )
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.ELOOP)  # of whatever path, to read or to write
 
 
 class JobError(Exception):
@@ -63,6 +64,8 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
+        with contextlib.suppress(AttributeError):  # where something else stands in for it
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
             words = argv[1:]
             takes_words = inspect.signature(main).parameters
@@ -75,10 +78,13 @@ def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
         except OSError as error:
-            if error.errno not in _OF_THE_DISK:
+            if error.errno in _OF_THE_NAME:
+                cure = "give another path"
+            elif error.errno in _OF_THE_DISK:
+                cure = f"{'free some room, or ' if error.errno in _FULL else ''}give a place that can be written"
+            else:
                 raise
-            cure = "free some room, or give" if error.errno in _FULL else "give"
-            print(f"error: {error}; {cure} a place that can be written", file=sys.stderr)
+            print(f"error: {error}; {cure}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)

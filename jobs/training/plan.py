@@ -177,7 +177,12 @@ def check(config: ConfigDict) -> None:
                 f"a warm-up of {one.warmup_epochs:g} epochs leaves nothing of a run or phase of {one.epochs}; "
                 "lower warmup_epochs or raise epochs"
             )
-    _network(config)
+    module = _network(config)
+    size = config.data.image_size
+    _check_size(module, min(size, config.data.train_size or size))
+    params = jax.eval_shape(functools.partial(_variables, config, module))["params"]
+    for one in phases(config):
+        trainable.select(one.trainable, params)
 
 
 def check_batch(config: ConfigDict, count: int, devices: int) -> None:
@@ -214,13 +219,11 @@ def compile_steps(
         objectives.views, size=train_size, strength=config.augment.to_dict(), neighbourhood=neighbourhood
     )
     see = functools.partial(to_input, size=size, side=config.data.side, neighbourhood=neighbourhood)
-    _check_size(module, min(size, train_size))
-    variables = steps.create_variables(module, config.seed, size)
+    variables = _variables(config, module)
     answer: Callable[..., Any]
     if config.objective == "contrastive":
         objective = objectives.contrastive(module, config.temperature, views, steps.AXIS)
         answer = functools.partial(objectives.pooled, module)
-        variables = objectives.contrastive_variables(module, variables, config.seed)
     else:
         counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
         recipe = objectives.Recipe(
@@ -278,6 +281,14 @@ def _network(config: ConfigDict, **parallel: Any) -> nn.Module:
         return registry.build(config.model.architecture, config.model.options.to_dict(), config.dtype, **parallel)
     except ValueError as error:
         raise UsageError(f"config.model: {error}") from error
+
+
+def _variables(config: ConfigDict, module: nn.Module) -> dict[str, Any]:
+    """Those before the first step."""
+    variables = steps.create_variables(module, config.seed, config.data.image_size)
+    if config.objective == "contrastive":
+        variables = objectives.contrastive_variables(module, variables, config.seed)
+    return variables
 
 
 def _check_size(module: nn.Module, size: int) -> None:

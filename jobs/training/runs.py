@@ -46,7 +46,8 @@ def train_all(runs: Sequence[Run], devices: Sequence[jax.Device], console: Conso
     """
     for run in runs:
         check(run.config)
-    for run in {(run.config.global_batch_size, run.config.data.leave_out): run for run in runs}.values():
+    alike = {(run.config.global_batch_size, run.config.data.leave_out, run.config.data.balance): run for run in runs}
+    for run in alike.values():
         check_films(run.config, devices)
     diverged: dict[Path, str] = {}
     taken: list[float] = []  # seconds, of each run that is finished

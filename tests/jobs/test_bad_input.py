@@ -59,9 +59,12 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         ({"optimizer.schedule": "linear"}, "config.optimizer.schedule is 'linear'; known: cosine, constant"),
         ({"data.resident": "yes"}, "config.data.resident is 'yes'; known: auto, true, false"),
         ({"optimizer.warmup_epochs": 2.0}, "a warm-up of 2 epochs leaves nothing of a run or phase of 2; lower warmup"),
-        ({"model.options.widths": (4, 8, 16)}, "widths (4, 8, 16) and blocks (1, 1) differ in length"),
-        ({"model.options.widths": (), "model.options.blocks": ()}, "must be whole numbers from 1 on, one at least"),
-        ({"model.options.widths": (0, 8)}, "widths (0, 8) and blocks (1, 1) must be whole numbers from 1 on"),
+        ({"model.options.widths": (4, 8, 16)}, "blocks (1, 1) has 2 numbers; give 3, one for each stage"),
+        (
+            {"model.options.widths": (), "model.options.blocks": ()},
+            "widths () must be whole numbers from 1 on, one",
+        ),
+        ({"model.options.widths": (0, 8)}, "widths (0, 8) must be whole numbers from 1 on"),
         ({"model.options.blocks": (1, -1)}, "blocks (1, -1) must be whole numbers from 1 on"),
         (
             {"model.options.widths": (4,) * 7, "model.options.blocks": (1,) * 7},
@@ -334,6 +337,29 @@ def test_an_interrupt_is_one_line():
     command_line = [sys.executable, "-c", code]
     result = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 130 and result.stderr.strip() == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.EBUSY, "give a place that can be written"),
+        (errno.EDQUOT, "free some room, or give a place that can be written"),
+        (errno.ENAMETOOLONG, "give another path"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_with_a_cure(number, cure):
+    code = f"from jobs import run\ndef main(): raise OSError({number}, 'no', 'here')\nrun(main)"
+    command_line = [sys.executable, "-c", code]
+    result = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stderr == f"error: [Errno {number}] no: 'here'; {cure}\n"
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed():
+    code = r"from jobs import run\ndef main(): print('a\udcff')\nrun(main)".replace(r"\n", "\n")
+    command_line = [sys.executable, "-c", code]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command_line, cwd=ROOT, env=strict, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "a\\udcff\n", "")
 
 
 def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path):

@@ -111,7 +111,20 @@ def test_grids_that_cannot_be_meant(typed, message):
             {"data.leave_out": ["", "."]},
             "the training split of .* holds no normal, no bacterial, no viral film; leave out",
         ),
-        ({"model.options.widths": [(4,), (4, 8)]}, r"config.model: widths \(4, 8\) and blocks \(1,\) differ in length"),
+        (
+            {"global_batch_size": [5000], "data.balance": ["none", "smote"]},
+            "a global batch of 5000 is more than the 48 training films; lower --config.",
+        ),
+        (
+            {
+                "model.options.widths": [(4,) * 7],
+                "model.options.blocks": [(1,) * 7],
+                "data.image_size": [128, 32],
+                "data.train_size": [0],
+            },
+            "nothing is left of a film of 32 px when the network has halved it so often; raise",
+        ),
+        ({"model.options.widths": [(4,), (4, 8)]}, r"config.model: blocks \(1,\) has 1 numbers; give 2"),
     ],
 )
 def test_what_no_run_can_be_made_of_is_refused_before_anything_is_trained(phantom_data, tmp_path, typed, message):
