@@ -104,8 +104,10 @@ def _write_safetensors(path: Path, loaded: checkpoint.Checkpoint, facts: Mapping
         source.read(str(path))  # every digest is compared
     except WeightsError as error:
         raise JobError(f"what was written is not what was read: {error}") from error
-    config = f"configs/{meta['architecture']}.py"
-    return f"next: python jobs/train.py --config {config} --config.init_from={{out}} --workdir RUN"
+    return (
+        "next: python jobs/train.py --config CONFIG --config.init_from={out} --workdir RUN, with a CONFIG of "
+        f"{meta['architecture']} and the same options"
+    )
 
 
 def _write_onnx(path: Path, predictor: Predictor, facts: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ but for films of one class that have the same name: they count as of one patient
 from __future__ import annotations
 
 import csv
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jobs import UsageError, check_replaceable, headed, run, whole
+from jobs import UsageError, check_replaceable, headed, printable, run, whole
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.download import download
@@ -67,6 +68,11 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
     """
     listed = data_dir / "quarantine.csv"
     check_replaceable(listed, headed(",".join(LISTED) + "$"), "table of this command", "--data_dir")
+    if (name := printable(data_dir)) != data_dir.as_posix():
+        raise UsageError(f"--data_dir is {name}, no UTF-8, by which prepared films could not be read; give another")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=data_dir):  # a place that cannot be is known before the work
+        pass
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(), console=console, transient=True,
@@ -83,7 +89,7 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
         else:
             path = download(data_dir / "downloads", progress("downloading")) if source == "download" else Path(source)
             sorted_films = sort(path, progress("reading"))
-    folder = films.write(builder, sorted_films.splits, data_dir, Path(source).resolve().name, whose)
+    folder = films.write(builder, sorted_films.splits, data_dir, printable(Path(Path(source).resolve().name)), whose)
     _report(sorted_films, folder, console)
     if source not in ("phantom", "download") and not whose:
         console.print(

@@ -60,9 +60,10 @@ def _is_sheet(path: Path) -> bool:
 def sheet(config: ConfigDict) -> Image.Image:
     """The contact sheet: ROWS_PER_CLASS rows a class, 1 + VIEWS columns."""
     check(config)
-    split = films.read(Path(config.data.dir), config.data.dataset, "train", leave_out=config.data.leave_out)
-    films.check_classes(split, "training", Path(config.data.dir))
-    size = config.data.train_size or config.data.image_size
+    data = config.data
+    split = films.read(Path(data.dir), data.dataset, "train", True, data.folds, data.fold, data.leave_out)
+    films.check_classes(split, "training", Path(data.dir))
+    size = data.train_size or data.image_size
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
     chosen = np.concatenate(rows)
     images = jnp.asarray(split.images[chosen])
@@ -70,7 +71,7 @@ def sheet(config: ConfigDict) -> Image.Image:
         np.arange(len(chosen) * VIEWS)
     )
     views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, config.augment.to_dict())
-    seen = jnp.clip(0.5 + standardise(views, config.data.neighbourhood)[..., 0] / (2 * DEVIATIONS), 0, 1)
+    seen = jnp.clip(0.5 + standardise(views, data.neighbourhood)[..., 0] / (2 * DEVIATIONS), 0, 1)
     plain = jax.vmap(lambda image: sample(image, jnp.eye(2, 3), size))(images) / 255
     tiles = jnp.concatenate([plain[:, None], seen.reshape(len(chosen), VIEWS, size, size)], axis=1)
     pixels = np.round(np.asarray(tiles) * 255).astype(np.uint8)  # (rows, columns, size, size)

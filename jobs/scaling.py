@@ -29,11 +29,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from rich.progress import track
 
-from jobs import JobError, run, whole
+from jobs import JobError, UsageError, command, run, whole
 from jobs.evaluation import plots
+from jobs.evaluation.tables import markdown
 from jobs.training import processes, steps
 from jobs.training.data import Films, one_hot
-from jobs.training.plan import compile_steps
+from jobs.training.plan import check, check_batch, compile_steps
 from model import registry
 from model.labels import CLASSES
 from model.preprocess import STORAGE_SIZE
@@ -132,9 +133,9 @@ def _spawn(count: int, devices: int) -> dict[str, float]:
     started = []
     for index in range(count):
         place = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={index}"]
-        command = [sys.executable, __file__, *sys.argv[1:], "--measure", *(place if count > 1 else [])]
+        words = [sys.executable, __file__, *sys.argv[1:], "--measure", *(place if count > 1 else [])]
         started.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     outputs = [process.communicate() for process in started]
     if any(process.returncode for process in started):
@@ -153,13 +154,8 @@ def _network(name: str, options: dict[str, object], size: int, batch: int) -> Ne
     return Network(f"{name}, {size} px, {batch} films a step", parameters, 3 * forward, batch)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + " ---: |" * len(rows[0]), *body])
-
-
 def document(
-    command: str,
+    typed: str,
     setting: str,
     measured: Mapping[str, Mapping[str, float]],
     networks: Sequence[Network],
@@ -199,7 +195,7 @@ def document(
     assumed = "\n".join(f"- `{field.name}` = {getattr(cluster, field.name):g}" for field in dataclasses.fields(cluster))
     return f"""# What more devices cost, and gain
 
-    {command}
+    {typed}
 
 ![Measured overhead and modelled speed](scaling.png)
 
@@ -214,7 +210,7 @@ is chance. *Idle* is a step that only counts, with the same arguments: the cost 
 gradients, *SyncBN* one more in every BatchNorm, each way. Median of {ROUNDS} rounds of {STEPS} steps, every kind in
 each round. Between processes the sums go through gloo, array by array: on a GPU, XLA joins them and NCCL moves them.
 
-{_table(here)}
+{markdown(here)}
 
 ## Modelled beyond
 
@@ -224,7 +220,7 @@ not measured, in SI units (see `Cluster` for the meaning of each):
 
 {assumed}
 
-{_table(there)}
+{markdown(there)}
 
 The small network at its batch is done in well under a millisecond: calls and messages are all that is left, and more
 GPUs make it slower. ResNet50 at 256 films gains from the GPUs of one host and loses to the slower link between hosts.
@@ -242,7 +238,10 @@ def main() -> None:
             print(json.dumps(measured), flush=True)
         return
     if _OUT.value is None:
-        raise JobError("--out is missing; give the folder for scaling.md and scaling.png")
+        raise UsageError("--out is missing; give the folder for scaling.md and scaling.png")
+    check(config)
+    for _, devices in PLACES:
+        check_batch(config, 2 * config.global_batch_size, devices)
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     rows = {f"{count} x {devices}": _spawn(count, devices) for count, devices in track(PLACES, "measuring")}
@@ -263,9 +262,8 @@ def main() -> None:
         f"{config.global_batch_size} films a step, "
         f"{os.cpu_count()} CPU cores, JAX {jax.__version__}"
     )
-    command = "python jobs/scaling.py " + " ".join(sys.argv[1:])
     with whole(out / "scaling.md") as path:
-        path.write_text(document(command, setting, rows, networks, cluster))
+        path.write_text(document(command("scaling", *sys.argv[1:]), setting, rows, networks, cluster))
     with whole(out / "scaling.png") as path:
         plots.scaling(rows, modelled, path)
     print(f"{out / 'scaling.md'}\n{out / 'scaling.png'}")

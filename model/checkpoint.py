@@ -14,6 +14,8 @@ import hashlib
 import itertools
 import json
 import math
+import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -151,6 +153,12 @@ class Writer:
                 checkpoint_managers.BestN(n=1, get_metric_fn=score, reverse=False),
             ]
         )
+        try:
+            os.fsencode(directory.resolve()).decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{directory} has a name that is no UTF-8, by which no checkpoint is written; give another place"
+            ) from error
         try:
             # Where it may not write, Orbax waits five minutes before it says so.
             directory.mkdir(parents=True, exist_ok=True)
@@ -300,9 +308,9 @@ def member_folders(directory: Path) -> list[Path]:
 
 
 def member_number(path: Path) -> int:
-    """Which member of an ensemble a folder is, from 1; 0 for all others."""
+    """Which member of an ensemble a folder is, from 1; 0 for all others, member-01 among them."""
     number = path.name.removeprefix(MEMBER)
-    return int(number) if path.name != number and number.isdecimal() and path.is_dir() else 0
+    return int(number) if re.fullmatch("[1-9][0-9]*", number) and number != path.name and path.is_dir() else 0
 
 
 def set_aside_damaged(directory: Path, verified: int) -> list[Path]:

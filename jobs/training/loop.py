@@ -341,8 +341,8 @@ def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]]
     """What a person is told of a run that has ended, and what to do next."""
     best = history[int(np.argmax(scores))]
     if config.objective == "contrastive":
-        begun = ("--config", "configs/cnn.py", f"--config.init_from={workdir}")
-        then = command("train", *begun, "--workdir", f"{workdir}_tuned")
+        begun = ("--config", "CONFIG", f"--config.init_from={workdir}", "--workdir", f"{workdir}_tuned")
+        then = f"{command('train', *begun)}, with a CONFIG of the same network"
     else:
         films = ("--split", "validation", "--data_dir", config.data.dir)
         then = command("evaluate", "--checkpoint", workdir, *films, "--out", workdir / "report")

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import re
 import signal
 import sys
 import threading
@@ -74,7 +75,7 @@ def _explicit(coordinator: str | None, num_processes: int | str | None, process_
         raise UsageError(f"the process count and id are {num_processes!r} and {process_id!r}; give integers") from error
     if not 0 <= index < count:
         raise UsageError(f"process id {index} of {count} processes; it must be from 0 to {count - 1}")
-    if ":" not in (coordinator or ""):
+    if not re.fullmatch(r".+:[0-9]{1,5}", coordinator or ""):  # or the library ends Python
         raise UsageError(f"the coordinator is {coordinator!r}; give HOST:PORT of process 0, a port that is free there")
     return {
         "coordinator_address": coordinator,

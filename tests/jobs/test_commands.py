@@ -185,6 +185,17 @@ def test_prepare_refuses_in_one_line(tmp_path):
     result = job("prepare", "--source", tmp_path, "--data_dir", tmp_path / "data")
     assert result.returncode == 1
     assert result.stderr.startswith("error: no usable image") and "Traceback" not in result.stderr
+    (tmp_path / "file").touch()
+    result = job("prepare", "--source", tmp_path / "absent", "--data_dir", tmp_path / "file")  # before it is read
+    assert result.returncode == 1 and "file'; give a place that can be written" in result.stderr
+    result = job("prepare", "--source", tmp_path, "--data_dir", os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9"))
+    assert result.returncode == 2 and r"--data_dir is " in result.stderr and r"/d\xe9, no UTF-8" in result.stderr
+
+
+def test_a_source_may_have_any_name(kaggle, tmp_path):
+    source = kaggle.rename(os.fsdecode(os.fsencode(tmp_path) + b"/R\xf6ntgen"))
+    done(job("prepare", "--source", source, "--data_dir", tmp_path / "data"))
+    assert facts(tmp_path / "data", "chest_xray")["source"] == r"R\xf6ntgen"
 
 
 def test_train_without_data_gives_the_command(run, tmp_path):

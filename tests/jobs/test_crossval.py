@@ -23,6 +23,7 @@ from model import checkpoint
 from model.calibration import FILE
 from model.labels import CLASSES
 from model.predictor import Predictor
+from tests.conftest import command
 from tests.jobs.test_commands import done, job
 from tests.jobs.test_loop import config
 from tests.jobs.test_loop import train as train_one
@@ -114,6 +115,13 @@ def test_the_folds_of_a_dataset_are_its_train_and_validation_films(phantom_data)
             assert len(streamed.images) == len(split.names) and (streamed.images[-1] == split.images[-1]).all()
         held += validation.names
     assert sorted(held) == sorted(prepared["train"].names + prepared["validation"].names)
+
+
+def test_preview_shows_no_film_of_the_fold_that_is_held_out(phantom_data, monkeypatch):
+    preview, read, asked = command("preview"), films.read, []
+    monkeypatch.setattr(films, "read", lambda *of, **how: asked.append(read(*of, **how)) or asked[0])
+    preview.sheet(tiny(phantom_data, **{"data.folds": 3, "data.fold": 1}))
+    assert asked[0].names == read(phantom_data, "phantom", "train", folds=3, fold=1).names
 
 
 @pytest.mark.parametrize(

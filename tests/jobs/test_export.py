@@ -283,7 +283,8 @@ def test_the_command_says_what_it_wrote_and_what_to_do_next(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         f"{out}: step 7, calibrated, {out.stat().st_size / 1e6:.1f} MB\n"
-        f"next: python jobs/train.py --config configs/cnn.py --config.init_from={out} --workdir RUN\n"
+        f"next: python jobs/train.py --config CONFIG --config.init_from={out} --workdir RUN, with a CONFIG of cnn and "
+        "the same options\n"
     )
     for arguments, code, message in (
         (("--format", "onnx", "--out", out), 2, f"--out={out} must end in .onnx"),

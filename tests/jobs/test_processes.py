@@ -63,6 +63,7 @@ def test_the_environment_says_who_the_others_are(flags, environment, expected):
         (("node1:1234", 4, 4), {}, "process id 4 of 4 processes; it must be from 0 to 3"),
         (("node1:1234", 4, -1), {}, "process id -1 of 4 processes"),
         (("node1", 4, 0), {}, "the coordinator is 'node1'; give HOST:PORT"),
+        (("node1:port", 4, 0), {}, "the coordinator is 'node1:port'; give HOST:PORT"),
         ((None, None, None), MPI | {"OMPI_COMM_WORLD_RANK": "x"}, "'4' and 'x'; give integers"),
         ((None, None, None), {"OMPI_COMM_WORLD_SIZE": "4"}, "JAX_COORDINATOR_ADDRESS is not set"),
         ((None, None, None), KUBERNETES | {"JAX_NUM_PROCESSES": "many"}, "'many' and '2'; give integers"),

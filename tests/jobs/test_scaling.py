@@ -1,9 +1,12 @@
 """The model of a step's time by hand, and the measurement run for real on tiny pieces."""
 
+import re
+
 import jax
 import pytest
 
 from tests.conftest import command
+from tests.jobs.test_commands import ROOT, job
 from tests.jobs.test_steps import config
 
 scaling = command("scaling")
@@ -48,6 +51,21 @@ def test_every_kind_of_step_is_measured_and_written_down(monkeypatch):
     assert all(milliseconds > 0 for milliseconds in measured.values())
     assert measured["idle"] < measured["pmean"]
     text = scaling.document("command", "setting", {"1 x 1": measured, "1 x 2": measured}, [NETWORK], CLUSTER)
-    assert f"| 1 x 2 | {measured['idle']:.1f} |" in text and "- `latency` = 0.001" in text
+    close = re.sub(" +", " ", text)
+    assert f"| 1 x 2 | {measured['idle']:.1f} |" in close and "- `latency` = 0.001" in text
     seconds = scaling.seconds_a_step(NETWORK, 8, CLUSTER, False)
-    assert f"| 8 | {1000 * seconds:.2f} |" in text
+    assert f"| 8 | {1000 * seconds:.2f} |" in close
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "error: --out is missing; give the folder for scaling.md and scaling.png"),
+        (("--config.optimizer.name=foo",), 2, "error: config.optimizer.name is 'foo'; known: adamw, sgd, muon"),
+        (("--config.global_batch_size=12",), 2, "error: a global batch of 12 does not divide over 8 devices; set"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(words, code, message, tmp_path):
+    place = ("--out", tmp_path / "out") if words else ()
+    result = job("scaling", "--config", ROOT / "configs/cnn.py", *words, *place)
+    assert result.returncode == code and result.stderr.startswith(message)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -147,11 +149,16 @@ def test_trees_become_names_and_back():
     assert again["b"][0].tolist() == [0, 1, 2] and again["b"][1]["c"].tolist() == [[1], [1]] and again["a"][0] == 2
 
 
+def test_a_name_that_is_no_utf_8_is_told(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="has a name that is no UTF-8, by which no checkpoint is"):
+        checkpoint.Writer(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
+
+
 def test_members_are_taken_by_number_and_all_of_them(tmp_path):
     assert checkpoint.member_folders(tmp_path) == [tmp_path]
     for number in range(1, 12):
         (tmp_path / f"member-{number}").mkdir()
-    for other in ("member-2-old", "member-", "member-x", "member-0"):
+    for other in ("member-2-old", "member-", "member-x", "member-0", "member-01", "member-\u0663"):
         (tmp_path / other).mkdir()
     (tmp_path / "member-12").write_text("a file")
     assert checkpoint.member_folders(tmp_path) == [tmp_path / f"member-{number}" for number in range(1, 12)]
