@@ -42,7 +42,7 @@ def card(predictor: Predictor, measured: Mapping[str, Any], report: Path) -> str
         "Intended use": _use(),
         "Factors": _factors(measured),
         "Metrics": _METRICS,
-        "Evaluation data": _evaluation_data(measured, from_elsewhere(predictor, measured["dataset"])),
+        "Evaluation data": _evaluation_data(predictor, measured),
         "Training data": _training_data(predictor),
         "Quantitative analyses": _analyses(predictor, measured, report),
         "Ethical considerations": _ETHICS,
@@ -262,17 +262,19 @@ patient or of none, has an exact binomial one. Thresholds were chosen on the val
 {NO_WIDTH}"""
 
 
-def _evaluation_data(measured: Mapping[str, Any], external: bool) -> str:
+def _evaluation_data(predictor: Predictor, measured: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{values['count']} {name}" for name, values in measured["classes"].items())
     text = (
         f"The {measured['split']} split of `{measured['dataset']['name']}`: {measured['count']} films of "
         f"{measured['patients']} patients ({counts}), "
     )
-    if external:
+    if from_elsewhere(predictor, measured["dataset"]):
         text = f"Films of another source than those of training: {measured['dataset']['citation']}. {text}"
     held_out = measured["films_are"] == HELD_OUT
     apart = f"{measured['films_are']}: whether a patient is in both was not checked."
-    text += "none of them in training." if held_out else apart
+    begun = any(meta.get("origin") for meta in predictor.metas)
+    known = ", as far back as checkpoints tell what weights were begun with" if begun else ""
+    text += f"none of them in training{known}." if held_out else apart
     if measured["split"] == "validation" and held_out:
         text += (
             " The checkpoint, the temperature and the thresholds were chosen on it, which flatters the figures a "

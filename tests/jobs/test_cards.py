@@ -238,12 +238,17 @@ def test_members_that_were_trained_otherwise_are_told_one_by_one(reported):
     first, second = (re.search(rf"Training of member {which}: (.*)", text)[1] for which in (1, 2))
     assert "mixup 0.7," in second and "mixup 0.7," not in first
     assert "begun with" not in text
+    held_out = measured | {"films_are": cards.HELD_OUT}
+    apart = "none of them in training{}. The checkpoint, the temperature"
+    assert apart.format("") in cards.card(Predictor(loaded, calibration), held_out, reported / "report")
     loaded[1].meta["origin"] = {"from": "films", "step": 3, "weights_digest": "abc", "origin": None}
     begun = cards.card(Predictor(loaded, calibration), measured, reported / "report")
     assert (
         "networks of which member 1 began at random; member 2 was begun with `films` (step 3, abc), which began at "
         in begun
     )
+    known = ", as far back as checkpoints tell what weights were begun with"
+    assert apart.format(known) in cards.card(Predictor(loaded, calibration), held_out, reported / "report")
     loaded[0].meta["origin"] = loaded[1].meta["origin"]
     alike = cards.card(Predictor(loaded, calibration), measured, reported / "report")
     assert "networks begun with `films` (step 3, abc), which began at random. Code" in alike
