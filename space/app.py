@@ -98,7 +98,7 @@ def _lay_out(predictor: Predictor) -> None:
             )
             table = gr.HTML(visible=False, elem_id="table")
             chosen = gr.Dropdown(label="Film shown", filterable=False, visible=False, elem_id="chosen")
-            # `show` says more than that 0 is not in [], to which a server comes that is younger than the page.
+            # Any choice is let by: where the server is younger than the page, it is `show` that says what to do.
             chosen.preprocess = lambda payload: payload  # type: ignore[method-assign]
             pictures = gr.Gallery(columns=2, height="auto", buttons=["fullscreen"], visible=False, elem_id="pictures")
             with gr.Column(visible=False) as maps:
