@@ -5,8 +5,9 @@
         --workdir runs/densenet_scratch
 
 On two CPU cores, as two devices, an epoch takes 47 s. The run of seed 71 at f62140c, before strips and rotations were
-wider and contrast was local, is under "Muon" in docs/experiments.md; gone on with twice at 128 px, with the former
-alone, it is one of the four networks that are bundled ("How the bundle came to be", there).
+wider and contrast was local, is under "Muon" in docs/experiments.md; gone on with twice at 128 px, the second time with
+wider strips and rotations but without local contrast, it is one of the four networks that are bundled ("How the bundle
+came to be", there).
 """
 
 from ml_collections import ConfigDict

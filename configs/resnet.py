@@ -2,8 +2,9 @@
 
     python jobs/train.py --config configs/resnet.py --workdir runs/resnet --config.dtype=bfloat16
 
-That is for GPUs. The weights are fetched from the Hugging Face hub once. Where there is no network, fetch
-model.safetensors from https://huggingface.co/timm/resnet50.a1_in1k elsewhere, and give its place:
+That is for GPUs; a full run has not been measured yet. The weights are fetched from the Hugging Face hub once. Where
+there is no network, fetch model.safetensors from https://huggingface.co/timm/resnet50.a1_in1k elsewhere, and give its
+place:
 
     python jobs/train.py --config configs/resnet.py --workdir runs/resnet --config.init_from=model.safetensors
 

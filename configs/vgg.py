@@ -3,6 +3,8 @@
     python jobs/train.py --config configs/vgg.py --workdir runs/vgg --config.dtype=bfloat16
 
 Without BatchNorm: --config.model.options.batch_norm=False --config.init_from=hf://timm/vgg16.tv_in1k
+
+For GPUs; a full run has not been measured yet.
 """
 
 from ml_collections import ConfigDict

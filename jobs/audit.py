@@ -6,8 +6,8 @@
 Prints the facts and writes them to OUT/audit.md, with a picture, OUT/audit.png:
 
 - images and patients by class and by split folder, and how many images a patient has;
-- leaks: patients and pictures that stand in two split folders. A patient is `person<N>_bacteria`,
-  `person<N>_virus` or `IM-<N>`; what `person<N>` alone would find is shown beside it, as the two series are numbered
+- leaks: patients and pictures that stand in two split folders. A patient is whom the name tells, as
+  `prepare.py --help` says; what `person<N>` alone would find is shown beside it, as the two series are numbered
   independently and most of its findings are two children of one number;
 - files of the same bytes, or that show the same picture: across splits, across classes, under several patients;
 - shortcuts: colour mode, size, aspect and file size by class, and how well the aspect alone and the file size alone

@@ -4,8 +4,8 @@
     python jobs/calibrate.py --checkpoint runs/cnn --prior 0.6,0.25,0.15
 
 On the validation films: the temperature that makes probabilities true; the operating points balanced, screening
-(sensitivity at least .98) and specific (specificity at least .95), which is balanced again where that is as specific
-already, as screening is where it is as sensitive; and the confidence below which an answer is *uncertain*. On the
+(sensitivity at least .98) and specific (specificity at least .95), each of which is balanced again where that
+reaches the bound already; and the confidence below which an answer is *uncertain*. On the
 training films, and a random view of each as in training: what films look like, so that anything else is refused. Every
 command that is given the checkpoint then uses it; a calibration of other weights is refused.
 

@@ -163,7 +163,9 @@ def document(
 ) -> str:
     """The contents of scaling.md."""
     first = measured["1 x 1"]["no collectives"]
-    here = [("processes x devices", *(f"{kind}, ms" for kind in KINDS), "pmean against 1 x 1", "idle, of pmean")]
+    here = [
+        ("processes x devices", *(f"{kind}, ms" for kind in KINDS), "pmean / no collectives of 1 x 1", "idle, of pmean")
+    ]
     for place, row in measured.items():
         here.append(
             (

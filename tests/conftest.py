@@ -46,7 +46,7 @@ def forget_what_was_compiled():
 def shared():
     """The folder of real images, where there is one."""
     if not (SHARED / "chest_xray").is_dir():
-        pytest.skip(f"the real images are not at {SHARED}: a user has no such folder")
+        pytest.skip(f"the real images are not at {SHARED / 'chest_xray'}")
     return SHARED
 
 

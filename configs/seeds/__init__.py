@@ -1,1 +1,1 @@
-"""Recipes of earlier projects on these films, as configs that run; docs/experiments.md says what each gives here."""
+"""Recipes of earlier projects on these films, as configs that run; docs/experiments.md has what some gave here."""

@@ -154,5 +154,5 @@ def test_the_readme_tells_which_films_are_answered_wrong():
     normal = written.labels == NORMAL
     children = len({patient for patient, one in zip(written.patients, normal, strict=True) if one})
     assert not wrong[normal].any()
-    assert f"No normal film was called ill, of {children} children; it may happen to" in text
-    assert f"to {300 / children:.0f} % of other such children" in text
+    assert f"No normal film was called ill, of {children} children; up to" in text
+    assert f"to {300 / children:.0f} % of other such children may be" in text
