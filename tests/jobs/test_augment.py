@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from configs import base
-from jobs.training.augment import augment, views
+from jobs.training.augment import _affine, _erase_corners, _intensity, augment, views
 from model.preprocess import standardise, to_input
 
 STRENGTH = base.get_config().augment.to_dict()
@@ -65,6 +65,40 @@ def test_crop_magnifies(films):
     areas = [(view(films, key, crop_area_min=0.25)[0] > 0.9).sum() for key in range(12)]
     plain = (view(films)[0] > 0.9).sum()
     assert max(areas) > 1.5 * plain  # a quarter of the area, magnified up to fourfold
+
+
+def affines(**changes):
+    """(400, 2, 3) of as many keys."""
+    keys = jax.random.split(jax.random.key(0), 400)
+    return np.asarray(jax.vmap(lambda key: _affine(key, OFF | changes))(keys))
+
+
+def spans(values, low, high):
+    """Whether values lie in [low, high] and fill it."""
+    width = high - low
+    return low - 1e-4 <= values.min() < low + 0.1 * width and high - 0.1 * width < values.max() <= high + 1e-4
+
+
+def test_rotations_are_of_as_many_degrees_as_are_asked_for():
+    turned = affines(rotation_degrees=10.0)
+    assert spans(np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0])), -10, 10)
+
+
+def test_zoom_and_aspect_reach_to_their_bounds():
+    assert spans(np.log(affines(log_zoom=0.2)[:, 0, 0]), -0.2, 0.2)
+    squeezed = affines(crop_log_aspect=0.3, crop_area_min=0.25)
+    assert spans(np.log(squeezed[:, 1, 1] / squeezed[:, 0, 0]), -0.3, 0.3)
+
+
+def test_crops_are_anywhere_within_the_film():
+    cropped = affines(crop_area_min=0.25)
+    centre, room = cropped[:, :, 2], 1 - np.abs(cropped[:, [0, 1], [0, 1]])
+    assert (np.abs(centre) <= room + 1e-6).all()
+    assert centre.min() < -0.25 and centre.max() > 0.25
+
+
+def test_films_are_mirrored_as_often_as_is_asked_for():
+    assert (affines(flip_probability=0.3)[:, 1, 1] < 0).mean() == pytest.approx(0.3, abs=0.08)
 
 
 def test_rotation_keeps_the_centre(films):
@@ -203,3 +237,20 @@ def test_views_are_those_that_the_networks_learned_from_in_turn(monkeypatch):
     np.testing.assert_allclose(made[4:8], images[4:8, :, ::-1], atol=1)
     for view, image in zip(made[8:12], images[8:12], strict=True):  # gray values keep their order
         assert (np.diff(view.ravel()[image.ravel().argsort()].astype(int)) >= 0).all() and (view != image).mean() > 0.5
+
+
+def test_contrast_is_raised_and_lowered_up_to_the_bound():
+    image = np.tile(np.linspace(0.4, 0.6, 32), (32, 1))
+    keys = jax.random.split(jax.random.key(0), 200)
+    changed = np.asarray(jax.vmap(lambda key: _intensity(key, image, OFF | {"log_contrast": 0.2}))(keys))
+    assert spans(np.log(changed.std(axis=(1, 2)) / image.std()), -0.2, 0.2)
+
+
+def test_each_corner_is_erased_as_often_as_is_asked_for():
+    image = np.zeros((32, 32))
+    image[:16] = 1
+    keys = jax.random.split(jax.random.key(0), 400)
+    strength = OFF | {"erase_probability": 0.25, "erase_side": 0.5}
+    changed = np.asarray(jax.vmap(lambda key: _erase_corners(key, image, strength))(keys))
+    erased = np.stack([changed[:, row, column] for row in (0, -1) for column in (0, -1)]) == 0.5
+    np.testing.assert_allclose(erased.mean(axis=1), 0.25, atol=0.09)

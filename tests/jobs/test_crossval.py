@@ -15,7 +15,7 @@ from rich.console import Console
 
 from jobs import JobError, UsageError
 from jobs.datasets import films
-from jobs.datasets.splits import deal, patient_groups
+from jobs.datasets.splits import deal, hold_out, patient_groups
 from jobs.evaluation import metrics, predictions
 from jobs.training import beginning, crossval, loop, runs
 from jobs.training.plan import check
@@ -65,6 +65,21 @@ def test_folds_share_no_patient_nor_file_and_cover_each_film_once():
     largest = max(map(len, patient_groups(known).values()))
     assert (np.ptp(of_class, axis=0) <= largest).all() and np.ptp(of_class, axis=0)[1:].max() <= 1
     assert dealt == deal(known, 5, "salt") and dealt != deal(known, 5, "pepper")
+
+
+def test_who_is_held_out_is_the_same_on_every_machine():
+    known = [Known(f"p{patient}", str(patient), 0) for patient in range(20)]
+    rest, held = hold_out(known, 0.2, "salt")
+    assert [film.patient for film in held] == ["p2", "p7", "p14", "p18"]
+    assert sorted(rest + held) == sorted(known)
+
+
+def test_of_two_patients_one_is_held_out_and_a_group_has_the_class_of_most():
+    two = [Known(f"p{patient}", str(patient), 0) for patient in range(2)]
+    assert [len(part) for part in hold_out(two, 0.9, "salt")] == [1, 1]
+    group = [Known("one", str(film), label) for film, label in enumerate((1, 1, 2))]  # with two of class 1 are two
+    rest, held = hold_out([*group, Known("other", "x", 1)], 0.1, "salt")
+    assert {film.patient for film in rest} | {film.patient for film in held} == {"one", "other"} and rest and held
 
 
 def test_what_learns_no_classes_is_not_cross_validated(phantom_data, tmp_path):

@@ -66,3 +66,9 @@ def test_weights_count_films():
     assert weighted["refused"] == repeated["refused"] == pytest.approx(3 / 7)
     assert weighted["abstention"] == pytest.approx(repeated["abstention"])
     assert weighted["operating_points"]["balanced"] == pytest.approx(repeated["operating_points"]["balanced"])
+
+
+def test_thresholds_belong_to_what_is_above_them():
+    even = np.array([[0.5, 0.5, 0.0]])
+    assert first(decisions.operating_point(np.array([1]), even, 0.5, None, np.ones((1, 1))))["sensitivity"] == 1
+    assert first(decisions.selective(np.array([0]), even, NONE[:1], 0.5, np.ones((1, 1))))["coverage"] == 1

@@ -111,6 +111,28 @@ def test_groups_by_what_should_not_matter(split):
     assert examine.series("train/NORMAL/IM-1.jpeg") == "IM"  # a name that is taken keeps its folders
 
 
+def test_accuracy_of_pneumonia_takes_either_kind_for_it():
+    answers = np.eye(3)[[0, 2, 1, 1]]
+    found = examine._figures(np.array([0, 1, 2, 0]), answers, np.ones((1, 4)))
+    assert (found["accuracy"][0], found["binary_accuracy"][0]) == (0.25, 0.75)
+
+
+def test_thirds_by_size_are_called_what_they_are():
+    height, width = np.full(9, 100), 100 + 10 * np.arange(9)
+    labels = np.arange(9) % 3
+    films = types.SimpleNamespace(
+        labels=labels,
+        names=["a"] * 9,
+        patients=[f"x{index}" for index in range(9)],
+        images=np.zeros((9, 4, 4), np.uint8),
+        sizes=np.stack([height, width], axis=1),
+    )
+    only_wide_ones = np.eye(3)[np.where(np.arange(9) >= 6, labels, (labels + 1) % 3)]
+    found = examine.groups(films, only_wide_ones)
+    for way, third in (("source aspect", "wide third"), ("source resolution", "large third")):
+        assert {name for name, values in found[way].items() if values["accuracy"]["value"] == 1} == {third}
+
+
 def test_what_a_size_tells_alone(split):
     ill = split.labels != 0
     wide = np.where(ill, 900, 600) + np.arange(40) % 2  # ill ones are wider, and of all areas
@@ -288,6 +310,14 @@ def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):
     assert all(0 <= values["auroc"] <= 1 for values in found.values())
     low, high = found["noise"]["intervals"]["auroc"]
     assert low <= found["noise"]["auroc"] <= high
+
+    def distances(features):  # of the films, which are asked for first, and of what is no film
+        return np.full(len(features[0]), 0.0 if len(features[0]) == 40 else 9.0)
+
+    gate = types.SimpleNamespace(distances=distances, objections=lambda images, _: ["so unlike"] * len(images))
+    calibrated.calibration = dataclasses.replace(calibrated.calibration, outliers=gate)
+    far = examine.outliers(calibrated, split)["noise"]
+    assert far["auroc"] == 1 and far["refused"] == 1 and far["reasons"] == {"so unlike": 5}
 
 
 def test_phantoms_are_each_of_another_child(run, split, monkeypatch):  # noqa: F811

@@ -1,10 +1,13 @@
 """What the maps are judged by, on networks and maps whose truth is known."""
 
+import types
+
 import numpy as np
 import pytest
 
 from jobs.evaluation import faithfulness
 from jobs.evaluation.faithfulness import area, deletion_and_insertion
+from jobs.evaluation.shifts import rotation
 
 
 def ask(films):
@@ -131,3 +134,27 @@ def test_the_best_has_the_best_mean_rank():
     assert faithfulness.rows(found)[2] == ["layercam", deletion, insertion, "not defined", randomised]
     assert "maps of 5 films, their intervals in metrics.json; chosen by mean rank: layercam" in text
     assert "| layercam |    0.200 |     0.850 |  not defined |      0.560 |" in text
+
+
+@pytest.mark.parametrize("column", faithfulness.JUDGED)
+def test_each_column_is_judged_the_right_way(column):
+    less = column in ("deletion", "another_film", "randomised")
+    table = {name: {column: value, "explained": 0.0} for name, value in (("gradcam", 0.4), ("layercam", 0.6))}
+    assert faithfulness.best(table) == ("gradcam" if less else "layercam")
+
+
+def test_maps_are_turned_as_their_films():
+    film = np.tile(np.linspace(40, 200, 64), (64, 1))
+    inside = np.s_[8:-8, 8:-8]
+    expected = rotation(film.astype(np.uint8), faithfulness.TURN_DEGREES)[inside]
+    np.testing.assert_allclose(faithfulness._turned(film[None])[0][inside], expected, atol=2)
+
+
+def test_the_cascade_adds_one_part_more_at_a_time():
+    kernels = {name: {"kernel": np.arange(30.0).reshape(5, 6)} for name in ("head", "stage1", "stem")}
+    predictor = types.SimpleNamespace(variables=[{"params": kernels}], with_variables=lambda variables: variables)
+    changed = [
+        (part, [name for name in kernels if (one["params"][name]["kernel"] != kernels[name]["kernel"]).any()])
+        for part, (one,) in faithfulness.cascade(predictor)
+    ]
+    assert changed == [("head", ["head"]), ("stage1", ["head", "stage1"]), ("stem", ["head", "stage1", "stem"])]

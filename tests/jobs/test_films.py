@@ -11,6 +11,8 @@ from jobs import JobError
 from jobs.datasets import films
 from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.datasets.chest_xray.source import sort
+from jobs.datasets.phantom.builder import Phantom
+from jobs.datasets.phantom.builder import film as phantom_film
 from jobs.datasets.phantom.drawing import draw
 from tests.conftest import jpeg, put
 
@@ -117,6 +119,21 @@ def test_fingerprint_follows_labels_and_splits(kaggle):
     whole = films.fingerprint(splits)
     assert films.fingerprint({name: reversed(members) for name, members in splits.items()}) == whole
     assert films.fingerprint({"train": splits["validation"], "validation": splits["train"]}) != whole
+
+
+def test_a_fingerprint_is_of_name_label_and_bytes():
+    def of(**changes):
+        film = films.Film("a", "a", 0, b"", "digest", 80, 70, "L")
+        return films.fingerprint({"train": [dataclasses.replace(film, **changes)]})
+
+    assert len({of(), of(name="b"), of(label=1), of(sha256="other")}) == 4
+    assert of(patient="b", width=90) == of()
+
+
+def test_sizes_are_height_and_width(tmp_path):
+    made = [dataclasses.replace(phantom_film(index), width=90, height=70) for index in range(3)]
+    films.write(Phantom, {"train": made}, tmp_path, "phantom")
+    assert films.read(tmp_path, "phantom", "train").sizes.tolist() == [[70, 90]] * 3
 
 
 def test_no_data_names_the_command(tmp_path):

@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss
 
 from jobs import JobError
 from jobs.evaluation import fit
+from jobs.evaluation.intervals import intervals
 from model.calibration import rescale
 from model.outliers import Outliers
 
@@ -227,3 +228,11 @@ def test_one_in_a_hundred_held_out_films_lies_beyond():
         distances = fitted.distances(some)
         assert (distances > fitted.threshold).sum() == beyond
         assert np.abs(distances / fitted.threshold - 1).min() > 1e-5  # never at a film
+
+
+def test_figures_have_intervals_of_their_own():
+    labels, patients = np.arange(60) % 3, [str(film) for film in range(60)]
+    probabilities = np.random.default_rng(0).dirichlet([1, 1, 1], 60)
+    bounds = intervals(labels, probabilities, patients)
+    found = fit.figures(labels, probabilities, patients, None)
+    assert found["binary_auroc"][1:] == bounds["binary"]["auroc"] and found["accuracy"][1:] == bounds["accuracy"]

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -125,17 +126,35 @@ def test_going_on_gives_the_run_that_was_not_interrupted(phantom_data, straight,
             assert all((a == b).all() for a, b in pairs)
 
 
-def test_a_finished_run_is_not_trained_further(phantom_data, straight):
-    before = (straight[0] / "log.jsonl").read_text()
-    printed = train(config(phantom_data, epochs=4), straight[0])
+def test_a_finished_run_is_not_trained_further(phantom_data, straight, tmp_path):
+    again = shutil.copytree(straight[0], tmp_path / "run")
+    before = (again / "log.jsonl").read_text()
+    printed = train(config(phantom_data, epochs=4), again)
     assert "going on after epoch 4 of 4" in printed
-    assert (straight[0] / "log.jsonl").read_text() == before
+    assert (again / "log.jsonl").read_text() == before
 
 
-def test_a_run_made_shorter_than_it_is_has_ended(phantom_data, straight):
-    printed = train(config(phantom_data, epochs=2), straight[0])
+def test_a_run_made_shorter_than_it_is_has_ended(phantom_data, straight, tmp_path):
+    again = shutil.copytree(straight[0], tmp_path / "run")
+    printed = train(config(phantom_data, epochs=2), again)
     assert "changed since the run began: epochs: 4 -> 2" in printed and "going on after epoch 4 of 2" in printed
-    assert len(log(straight[0])) == 4
+    assert len(log(again)) == 4
+
+
+def test_a_step_within_an_epoch_is_gone_on_from_and_never_the_best(phantom_data, tmp_path):
+    class AtTheFourth:
+        asked = 0
+
+        @property
+        def name(self):
+            self.asked += 1  # once a step
+            return "SIGTERM" if self.asked >= 4 else None
+
+    quiet = Console(file=io.StringIO())
+    assert not loop.train(config(phantom_data, epochs=3), tmp_path, jax.devices()[:1], quiet, AtTheFourth())
+    assert checkpoint.steps(tmp_path) == [3, 4]  # an epoch has three
+    assert checkpoint.load(tmp_path, "latest").meta["score"] is None
+    assert checkpoint.load(tmp_path).step == 3
 
 
 def test_the_last_bundled_run_can_be_gone_on_with():
@@ -215,6 +234,29 @@ def test_a_run_that_diverges_stops_and_keeps_what_it_had(phantom_data, tmp_path,
     with pytest.raises(JobError, match="2 steps in a row gave no finite loss or gradient; lower --config.optimizer"):
         train(made, tmp_path / "other")
     assert checkpoint.load(tmp_path).step == 3
+
+
+def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tmp_path, monkeypatch):
+    real, spared = steps.make_train_step, 0
+
+    def poisoned(*args):
+        step, taken = real(*args), []
+
+        def nan_step(state, data, indices):
+            state, metrics = step(state, data, indices)
+            taken.append(0)
+            if spared and len(taken) % spared == 0:
+                return state, metrics
+            return state, metrics | {"skipped": np.float32(1), "loss": np.float32("nan")}
+
+        return nan_step
+
+    monkeypatch.setattr(steps, "make_train_step", poisoned)
+    with pytest.raises(loop.Diverged):
+        train(config(phantom_data, epochs=3, max_skipped_steps=5), tmp_path / "all")  # of three steps an epoch
+    spared = 2
+    train(config(phantom_data, epochs=3, max_skipped_steps=2), tmp_path / "every other")
+    assert [row["skipped_steps"] for row in log(tmp_path / "every other")] == [2, 1, 2]
 
 
 def test_answers_that_are_no_numbers_are_a_run_that_diverged(phantom_data, tmp_path, monkeypatch):

@@ -181,3 +181,8 @@ def test_the_order_of_equally_sure_answers_is_nothing():
     labels = np.arange(120) % 2  # half of them right
     for rows in (np.arange(120), np.argsort(labels, kind="stable")):
         assert metrics.score(labels[rows], sure[rows])["ece_equal_mass"] == pytest.approx((0.1 + 0.3) / 2)
+
+
+def test_a_class_that_was_thought_impossible_costs_a_bounded_log_loss():
+    certain = np.array([[0.0, 1, 0], [0, 1, 0]])
+    assert metrics.score(np.array([0, 1]), certain)["log_loss"] == pytest.approx(-np.log(metrics.CLIP) / 2)

@@ -135,3 +135,10 @@ def test_nearest_neighbours_vote():
     assert votes.argmax(1).tolist() == [0, 1, 2]
     np.testing.assert_allclose(votes.sum(1), 1)
     assert votes.min() >= 0.01 - 1e-9
+
+
+def test_the_same_film_at_two_places_of_a_batch_is_seen_two_ways():
+    strength = plain().augment.to_dict() | {"noise": 0.3}
+    films = np.repeat(IMAGES[:1], 4, axis=0)
+    seen = np.asarray(objectives.views(jax.random.key(0), np.arange(4), films, 32, strength))
+    assert min(np.abs(seen[one] - seen[other]).max() for one in range(4) for other in range(one)) > 0.01

@@ -100,3 +100,11 @@ def test_what_is_unknown_is_named():
         optim.schedule("step", 1.0, 0, 10)
     with pytest.raises(JobError, match="warm-up of 10 steps leaves nothing of a run or phase of 10"):
         optim.schedule("cosine", 1.0, 10, 10)
+
+
+def test_momentum_is_nesterovs():
+    optimizer, gradient = sgd(momentum=0.9), jax.tree.map(jnp.ones_like, PARAMS)
+    state = optimizer.init(PARAMS)
+    for taken in (1.9, 2.71):  # g + .9 v, where v is 1 and then 1.9
+        moves, state = optimizer.update(gradient, state, PARAMS)
+        np.testing.assert_allclose(moves["conv"]["kernel"], -0.1 * taken, rtol=1e-5)

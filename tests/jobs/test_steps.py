@@ -1,7 +1,9 @@
 """The pmapped step: the same on any number of devices, honest about what is not finite."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy.special import softmax
 
@@ -196,3 +198,52 @@ def test_a_batch_that_does_not_divide_names_both_numbers():
 def test_a_batch_larger_than_the_data_is_named():
     with pytest.raises(JobError, match="a global batch of 32 is more than the 24 training films"):
         plan.compile_steps(config(global_batch_size=32), LABELS, jax.devices())
+
+
+def test_every_step_and_every_seed_has_randomness_of_its_own():
+    chosen, losses, state = jax.devices()[:1], {}, None
+    films = steps.replicate(Films(IMAGES, one_hot(LABELS)), chosen)
+    share = steps.layout(chosen).share(np.stack([np.arange(16)] * 2, axis=1).astype(np.int32))
+    for seed in (0, 1):
+        made = plain(seed=seed)
+        made.augment.noise, made.model.options.dropout, made.optimizer.learning_rate = 0.3, 0.0, 0.0
+        compiled = plan.compile_steps(made, LABELS, chosen)
+        state = state or jax.device_get(compiled.state)  # the same weights, which do not move, and the same films
+        moved = steps.replicate(state, chosen)
+        for step in (0, 1):
+            moved, found = compiled.phases[0].train_step(moved, films, share)
+            losses[seed, step] = float(found["loss"])
+    assert np.abs(np.subtract.outer([*losses.values()], [*losses.values()]))[~np.eye(4, dtype=bool)].min() > 1e-6
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied_though_the_loss_is():
+    params, optimizer = {"head": {"weight": jnp.zeros(())}}, optax.sgd(0.1)
+
+    def root(params, batch_stats, key, positions, films, indices):
+        return jnp.sqrt(params["head"]["weight"]), {}
+
+    step = steps.make_train_step(root, optimizer, frozenset({"head/weight"}), 0.0, 0, jax.devices()[:1])
+    state = steps.create_state({"params": params, "batch_stats": {}}, optimizer.init(params))
+    state, found = step(state, Films(np.zeros((1, 2, 2)), np.zeros((1, 3))), np.zeros((1, 1, 2), np.int32))
+    assert float(found["loss"]) == 0 and float(found["skipped"]) == 1
+    assert float(state.params["head"]["weight"]) == 0
+
+
+def test_a_config_comes_down_to_its_order_its_size_and_its_norms(monkeypatch):
+    labels, sizes = np.repeat([0, 1, 2], [36, 20, 8]).astype(np.int32), []
+    viewed = plan.objectives.views
+    monkeypatch.setattr(
+        plan.objectives, "views", lambda *of, size, **how: [sizes.append(size), viewed(*of, size=size, **how)][1]
+    )
+    for balance, batch, auto in (("sampling", 64, False), ("none", 32, True)):
+        made = plain(global_batch_size=batch, sync_batch_norm="auto")
+        made.data.balance, made.data.train_size = balance, 40
+        films = Films(np.zeros((64, 64, 64), np.uint8), one_hot(labels))
+        chosen = jax.devices()[:2]
+        compiled = plan.compile_steps(made, labels, chosen)
+        assert compiled.synced == auto  # of 32 films a device BatchNorm has enough
+        counts = np.bincount(labels[compiled.order.batch(0)[:, 0]], minlength=3)
+        assert (np.ptp(counts) < 4) == (balance == "sampling")
+        share = steps.layout(chosen).share(compiled.order.batch(0))
+        compiled.phases[0].train_step(steps.replicate(compiled.state, chosen), steps.replicate(films, chosen), share)
+    assert set(sizes) == {40}

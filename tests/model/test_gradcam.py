@@ -242,3 +242,10 @@ def test_normalise_keeps_what_is_finite_beside_what_is_not():
     heatmaps = gradcam.normalise(raw)
     assert heatmaps.maps[0, 0].tolist() == [[0, 1], [0, 0]] and heatmaps.maps[0, 1].tolist() == [[0, 0], [0, 0]]
     assert heatmaps.blank.tolist() == [[False, True]]
+
+
+def test_maps_of_unlike_grids_are_averaged_at_the_finer_one():
+    ramp, even = np.array([[0.0, 0.0], [1.0, 1.0]]), np.full((4, 4), 0.5)
+    found = gradcam.average([jnp.asarray(ramp)[None, None], jnp.asarray(even)[None, None]])
+    rows = np.array([0, 0.25, 0.75, 1])  # of the ramp, between the middles of its cells
+    np.testing.assert_allclose(found.maps[0, 0], np.tile(((rows + 0.5) / 1.5)[:, None], 4), atol=1e-6)

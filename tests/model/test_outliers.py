@@ -122,6 +122,26 @@ def test_inverted_and_turned_films_are_named(fitted, change, reason):
     assert gate.objections(changed, [np.zeros((20, 2))] * 2) == [reason] * 20
 
 
+def test_what_is_likened_faintly_to_an_inverted_film_is_refused_as_unlike(fitted):
+    gate, films = fitted
+    noise = np.random.default_rng(0).normal(0, 1, (16, 16)).repeat(4, axis=0).repeat(4, axis=1)
+    faint = 128 - 25 * (films[0] - 128.0) / films[0].std() + 45 * noise
+    film = np.clip(faint, 0, 255).astype(np.uint8)[None]
+    assert -outliers.LIKENESS < (outliers.thumbnails(film) * gate.mean_film).mean() < -0.3
+    (reason,) = gate.objections(film, [np.zeros((1, 2))] * 2)
+    assert reason.startswith("this is not like the chest films")
+
+
+def test_a_film_is_not_turned_that_is_hardly_more_like_one_turned(fitted):
+    gate, _ = fitted
+    upright, turned = gate.mean_film, np.rot90(gate.mean_film)
+    both = np.clip(128 + 30 * (upright + 1.02 * turned), 0, 255).repeat(4, axis=0).repeat(4, axis=1)
+    film = both.astype(np.uint8)[None]
+    more = (outliers.thumbnails(film) * (turned - upright)).mean()
+    assert 0 < more < outliers.TURN_MARGIN
+    assert gate.objections(film, [np.zeros((1, 2))] * 2) == [None]
+
+
 def test_a_film_far_from_every_class_is_named(fitted):
     gate, films = fitted
     features = [np.array([[0.0, 2.0], [3.0, 3.0]]), np.array([[2.0, 2.0], [0.0, 0.0]])]  # distances 2, 9 and 4, 0

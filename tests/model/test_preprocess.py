@@ -67,6 +67,18 @@ def test_bars_are_cut_away(gray):
     assert all(0 <= found - wanted <= 16 for found, wanted in zip(blurred.shape, FILM.shape, strict=True))
 
 
+@pytest.mark.parametrize(("spread", "bars"), [(6, True), (7, False)])
+def test_a_bar_is_of_nearly_one_gray(spread, bars):
+    edge = np.full((72, 20), 90, np.uint8)
+    edge[::2] += spread
+    assert decode(encoded(Image.fromarray(np.hstack([edge, FILM])))).pixels.shape == (72, 90 if bars else 110)
+
+
+def test_noise_of_colours_is_no_colour():
+    noise = np.random.default_rng(0).integers(-40, 41, (640, 640, 3))
+    assert decode(encoded(Image.fromarray((128 + noise).astype(np.uint8)))).chroma < 8
+
+
 @pytest.mark.parametrize("film", [np.full((80, 70), 7, np.uint8), np.tile(np.arange(90, dtype=np.uint8), (70, 1))])
 def test_what_is_bars_alone_stays(film):
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(film))).pixels, film)
@@ -415,6 +427,7 @@ def test_sixteen_bits_in_either_byte_order(byte_order):
         (np.int32, 2_000_000_000, 2_000_000_000),
         (np.float32, 1.0, 1.0),
         (np.float32, 0.5, 1.0),
+        (np.float32, 1.4, 1.4),
         (np.float32, 4095.0, 4095),
         (np.float32, 3e9, 3e9),
     ],
