@@ -172,6 +172,8 @@ def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     assert again.meta["origin"]["origin"]["from"] == str(tmp_path / "selfsup")
     leaving = checkpoint.shared(again.meta)  # without the folders, which are nobody's business
     assert leaving["config"]["init_from"] == leaving["origin"]["from"] == "tuned"
+    of_the_hub = checkpoint.shared(leaving | {"config": leaving["config"] | {"init_from": "hf://timm/x"}})
+    assert of_the_hub["config"]["init_from"] == "hf://timm/x"
     assert leaving["origin"]["origin"]["from"] == "selfsup"
     assert str(tmp_path) not in str({name: value for name, value in leaving.items() if name != "dataset"})
     assert cards._origin(leaving["origin"]).startswith("`tuned` (step ")

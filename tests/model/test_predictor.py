@@ -393,6 +393,13 @@ def test_a_damaged_calibration_is_refused(run, beside, change, message):
         Predictor.open(run[0])
 
 
+def test_the_calibration_of_another_version_is_refused(run, beside, monkeypatch):
+    beside()
+    monkeypatch.setattr("model.calibration.FORMAT", 99)
+    with pytest.raises(checkpoint.CheckpointError, match="was made by another version; fit it again"):
+        Predictor.open(run[0])
+
+
 def test_the_calibration_of_another_checkpoint_is_refused(beside):
     with pytest.raises(checkpoint.CheckpointError, match=r"was fitted for other weights \(of step 7\); fit it again"):
         beside(weights=("0" * 64,), steps=(7,))
@@ -421,9 +428,16 @@ def test_an_ensemble_answers_with_the_mean(run, tmp_path):
         np.testing.assert_allclose(answers[index].heatmaps, (mean / np.where(peak > 0, peak, 1))[index], atol=1e-3)
 
 
-def test_members_of_different_data_are_no_ensemble(run, tmp_path):
-    for number, dataset in ((1, META["dataset"]), (2, META["dataset"] | {"fingerprint": "1" * 64})):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"dataset": META["dataset"] | {"fingerprint": "1" * 64}}, r"dataset is .*1111.*; .*0000.* is needed"),
+        ({"storage_size": 2 * META["storage_size"]}, rf"storage size is \d+; {META['storage_size']} is needed"),
+    ],
+)
+def test_members_of_different_data_are_no_ensemble(run, tmp_path, other, message):
+    for number, change in ((1, {}), (2, other)):
         with checkpoint.Writer(tmp_path / f"member-{number}") as writer:
-            writer.save(number, run[1], META | {"dataset": dataset}, score=0.5)
-    with pytest.raises(checkpoint.CheckpointError, match=r"a checkpoint's dataset is .*1111.*; .*0000.* is needed"):
+            writer.save(number, run[1], META | change, score=0.5)
+    with pytest.raises(checkpoint.CheckpointError, match=f"a checkpoint's {message}"):
         Predictor.open(tmp_path)
