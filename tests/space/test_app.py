@@ -6,7 +6,6 @@ import ast
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -188,8 +187,7 @@ def test_all_that_opens_films_shares_one_limit(bundle):
     assert limits == {app.READING}
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_uploads_are_deleted_when_the_page_ends(end, bundle, films, tmp_path):
+def test_uploads_are_deleted_when_the_page_is_terminated(bundle, films, tmp_path):
     port = free_port()
     environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path)}
     arguments = [sys.executable, "space/app.py", "--checkpoint", str(bundle), "--port", str(port)]
@@ -204,7 +202,7 @@ def test_uploads_are_deleted_when_the_page_ends(end, bundle, films, tmp_path):
                 upload = f"http://127.0.0.1:{port}/gradio_api/upload"
                 requests.post(upload, files={"files": film}, timeout=10).raise_for_status()
             assert [path.name for path in tmp_path.rglob("*.png")] == [films["normal"].name]
-            page.send_signal(end)
+            page.terminate()
             assert page.wait(30) == 0
         finally:
             page.kill()
