@@ -217,7 +217,10 @@ def from_middle(maps: jax.Array, side: float) -> jax.Array:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; damaged EXIF, which viewers pass over, says nothing."""
+    """Turned as its EXIF says; damaged EXIF, which viewers pass over, says nothing.
+
+    ImageOps.exif_transpose writes the rest of it anew, which fails where any of it is damaged.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # whatever is made of the damage
