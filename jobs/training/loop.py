@@ -192,8 +192,9 @@ def _train(
                 alone = jax.process_count() == 1
                 return signalled.name is not None if alone else writer.reached_preemption(first + taken)
 
-            patience = max(1, config.max_skipped_steps - epoch_steps * _epochs_skipped(history, epoch_steps))
-            state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, patience, advance, stop)
+            skipped_before = epoch_steps * _epochs_skipped(history, epoch_steps)
+            skips = (skipped_before, config.max_skipped_steps)
+            state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, *skips, advance, stop)
             if len(losses) == epoch_steps:
                 speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
                 measured = measure(state.ema)
@@ -275,11 +276,14 @@ def _epoch(
     batches: Iterator[tuple[Films, np.ndarray]],
     losses: list[float],
     count: int,
+    skipped_before: int,
     max_skipped: int,
     advance: Callable[[int], None],
     stop: Callable[[int], bool],
 ) -> tuple[steps.State, bool]:
     """Takes steps until `losses`, one a step and NaN where it was skipped, has `count`, or `stop` of a step is true.
+
+    `skipped_before` steps in a row were skipped when the epoch began; at `max_skipped` it is Diverged.
 
     Returns:
       The state, and whether it was `stop`.
@@ -288,8 +292,11 @@ def _epoch(
     def note(step_metrics: dict[str, jax.Array]) -> None:
         losses.append(math.nan if step_metrics["skipped"] else float(step_metrics["loss"]))
         advance(len(losses))
-        if len(losses) >= max_skipped and np.isnan(losses[-max_skipped:]).all():
-            raise Diverged(f"{max_skipped} steps in a row gave no finite loss or gradient; {CURE}")
+        skipped = len(list(itertools.takewhile(math.isnan, reversed(losses))))
+        if skipped == len(losses):
+            skipped += skipped_before
+        if skipped and skipped >= max_skipped:
+            raise Diverged(f"{skipped} steps in a row gave no finite loss or gradient; {CURE}")
 
     taken, stopped, previous = len(losses), False, None
     while taken < count and not stopped:

@@ -252,7 +252,7 @@ def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tm
         return nan_step
 
     monkeypatch.setattr(steps, "make_train_step", poisoned)
-    with pytest.raises(loop.Diverged):
+    with pytest.raises(loop.Diverged, match="^5 steps in a row"):
         train(config(phantom_data, epochs=3, max_skipped_steps=5), tmp_path / "all")  # of three steps an epoch
     spared = 2
     train(config(phantom_data, epochs=3, max_skipped_steps=2), tmp_path / "every other")
