@@ -191,6 +191,10 @@ def whole(path: Path) -> Iterator[Path]:
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) != scratch:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # of the file that was asked for
     finally:
         scratch.unlink(missing_ok=True)
 

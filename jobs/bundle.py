@@ -13,6 +13,7 @@ has none until it is calibrated itself.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ from model.predictor import Predictor
 _CHECKPOINT = flags.DEFINE_multi_string("checkpoint", None, "A run directory, or another bundle.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The folder to write; an older bundle there is replaced.", required=True)
 _LATEST = flags.DEFINE_bool("latest", False, "Take the latest step of a run, not the best; calibrate after that.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The type the kernels are stored in.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "With bfloat16 kernels are rounded; else they stay as they are."
+)
 
 
 def main() -> None:
@@ -67,12 +70,15 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     if strangers or within:
         held = f"{within[0]}, a source" if within else ", ".join(sorted(strangers)[:3])
         raise JobError(f"{out} would be replaced, but it holds {held}; give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundling-", dir=out.parent) as scratch:
+    place = out.resolve()  # of a link what it leads to is replaced
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundling-", dir=place.parent) as scratch:
         new = Path(scratch) / "new"
         folders = [new] if len(loaded) == 1 else [new / f"{checkpoint.MEMBER}{n}" for n in range(1, len(loaded) + 1)]
+        kernels: set[str] = set()
         for folder, member in zip(folders, loaded, strict=True):
             stored = jax.tree.map(lambda leaf: _cast(leaf, dtype), member.variables)
+            kernels |= {str(leaf.dtype) for leaf in jax.tree.leaves(stored) if leaf.ndim > 1}
             score = member.meta["score"]
             with checkpoint.Writer(folder) as writer:
                 writer.save(
@@ -83,15 +89,27 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
         weights = tuple(checkpoint.weights_digest(checkpoint.load(folder).meta) for folder in folders)
         if calibration and calibration.weights == weights:
             (new / FILE).write_text(calibration.to_text())
+        elif _calibrated(out, weights):  # the same once more loses nothing
+            for name in (FILE, cards.FILE):
+                if (out / name).exists():
+                    shutil.copy2(out / name, new / name)
         attribution = checkpoint.attribution(member.meta for member in loaded)
         (new / checkpoint.ATTRIBUTION).write_text(attribution, encoding="utf-8")
-        take_place(new, out)
+        take_place(new, place)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     members = ", ".join(f"step {member.step}, epoch {member.meta['epoch']}" for member in loaded)
-    print(f"{out}: {members}, {dtype}, {size / 1e6:.1f} MB")
+    print(f"{out}: {members}, {' and '.join(sorted(kernels))}, {size / 1e6:.1f} MB")
     if not (out / FILE).exists():
         why = f" ({sources[0] / FILE} is of the kernels before they were rounded)" if calibration else ""
         print(f"not calibrated{why}; next: {command('calibrate', '--checkpoint', out)}")
+
+
+def _calibrated(out: Path, weights: Sequence[str]) -> bool:
+    """Whether a bundle that is about to be replaced has a calibration of these weights."""
+    try:
+        return Calibration.read(out, weights) is not None
+    except checkpoint.CheckpointError:
+        return False
 
 
 def _is_ours(entry: Path) -> bool:

@@ -4,8 +4,8 @@
     python jobs/calibrate.py --checkpoint runs/cnn --prior 0.6,0.25,0.15
 
 On the validation films: the temperature that makes probabilities true; the operating points balanced, screening
-(sensitivity at least .98) and specific (specificity at least .95), each of which is balanced again where that
-reaches the bound already; and the confidence below which an answer is *uncertain*. On the
+(sensitivity at least .98) and specific (specificity at least .95), each the same as balanced where that already meets
+the bound; and the confidence below which an answer is *uncertain*. On the
 training films, and a random view of each as in training: what films look like, so that anything else is refused. Every
 command that is given the checkpoint then uses it; a calibration of other weights is refused.
 
@@ -17,6 +17,7 @@ it the --prevalence of the place, for PPV and NPV there.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     """Fits, writes calibration.json into `directory`, and prints what changed.
 
     Raises:
-      JobError: the data are not those that the checkpoint was trained on, or lack a class.
+      JobError: the data are not those that the checkpoint was trained on, or lack a class; or `directory` cannot be
+        written to.
     """
     predictor = Predictor.open(directory, calibrated=False)
     dataset = predictor.meta["dataset"]
@@ -76,6 +78,14 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
                 f"no film of the {name} split is {' or '.join(CLASSES[label] for label in missing)}; every class is "
                 "needed there: prepare a source that has two patients of each at least"
             )
+    try:
+        with tempfile.TemporaryFile(dir=directory):  # a place that cannot be is known before the work
+            pass
+    except OSError as error:
+        raise JobError(
+            f"{directory} cannot be written to ({error.strerror}), and its {FILE} belongs there; copy the checkpoint "
+            "to a place that can be"
+        ) from error
     seen, held_out = (
         _ask(predictor, train.images, "training films"),
         _ask(predictor, validation.images, "validation films"),

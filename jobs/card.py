@@ -58,7 +58,9 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
     Raises:
       JobError: there is none, or it lacks what --full adds.
     """
-    cure = command("evaluate", "--checkpoint", directory, "--full", "--out", folders[0])
+    # Within a bundle a report would be served and shared with it.
+    at = folders[0] if (directory / "log.jsonl").exists() else folders[-1]
+    cure = command("evaluate", "--checkpoint", directory, "--full", "--out", at)
     problems = []
     assert predictor.calibration
     for folder in folders:

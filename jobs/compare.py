@@ -4,9 +4,9 @@
 
 Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
-An interval without 0 is a difference that the choice of patients does not explain, and is marked *; but where fewer
-than six patients are decided differently (of a figure of probabilities: have others) their number is told instead: all
-of five may favour one side by chance. Of films of fewer than six patients no interval is told. Of so many figures about
+An interval without 0 is a difference that the choice of patients does not explain, and is marked *. Where the two
+differ on fewer than six patients (in decisions, or for a figure of probabilities in those), that number is told
+instead: five may all agree by chance. Of films of fewer than six patients no interval is told. Of so many figures about
 one in twenty is marked where nothing differs, so choose the one to go by before you look.
 """
 

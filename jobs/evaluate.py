@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from jobs import UsageError, run
+from jobs import UsageError, command, run
 from jobs.datasets import films
 from jobs.evaluation import decisions, examine, metrics, report
 from jobs.evaluation.tables import NO_WIDTH, widthless
@@ -42,13 +42,17 @@ _PREVALENCE = flags.DEFINE_float(
 _FULL = flags.DEFINE_bool("full", False, "Also shifts, shortcuts, other pictures, and the maps; takes minutes.")
 _METHOD = flags.DEFINE_enum("method", "gradcam", list(gradcam.METHODS), "How the heat maps are made.")
 
-_UNCALIBRATED = "not calibrated: python jobs/calibrate.py --checkpoint does it, and gives operating points"
-
 
 def main() -> None:
     if _PREVALENCE.value is not None and not 0 <= _PREVALENCE.value <= 1:  # NaN, too, which the bounds of a flag let by
         raise UsageError(f"--prevalence={_PREVALENCE.value}: it must be from 0 to 1; give a share, such as 0.2")
     predictor = Predictor.open(Path(_CHECKPOINT.value))
+    calibrate = command("calibrate", "--checkpoint", _CHECKPOINT.value)
+    if _PREVALENCE.value is not None and not predictor.calibration:
+        raise UsageError(
+            "--prevalence is of PPV and NPV, which are those of operating points, and there are none: "
+            f"{_CHECKPOINT.value} is not calibrated; do that first: {calibrate}"
+        )
     split = films.read_as_trained(predictor.metas, Path(_DATA_DIR.value), _SPLIT.value)
     measured, written = report.write(
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
@@ -66,7 +70,11 @@ def main() -> None:
             "child, the intervals are too narrow."
         )
     print(metrics.table(measured, measured["intervals"]))
-    print("\n" + decisions.table(measured) if predictor.calibration else _UNCALIBRATED)
+    print(
+        "\n" + decisions.table(measured)
+        if predictor.calibration
+        else f"not calibrated; for operating points: {calibrate}"
+    )
     print("\n" + examine.table(measured) if _FULL.value else "\n--full examines shifts, shortcuts and the maps, too")
     if "pointing_game" in measured:
         print(f"\n{_METHOD.value} peaks inside the lesion")

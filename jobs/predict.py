@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -67,8 +68,12 @@ def gather(sources: list[Path], out: Path) -> list[Path]:
         raise JobError(f"{', '.join(map(str, sources))}: not there; give films, or folders that hold some")
     found = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     files = list({file.absolute(): file for file in reversed(found)}.values())[::-1]  # each once
-    table = os.path.realpath(out)  # of the last time
-    files = [file for file in files if os.path.realpath(file) != table]
+    table = Path(os.path.realpath(out))  # of the last time, and what was left of one that was not finished
+    begun = re.compile(rf"\.\d+-{re.escape(table.name)}")
+    resolved = ((file, Path(os.path.realpath(file))) for file in files)
+    files = [
+        file for file, at in resolved if at != table and not (at.parent == table.parent and begun.fullmatch(at.name))
+    ]
     if not files:
         raise JobError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
     return files

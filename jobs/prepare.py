@@ -117,15 +117,26 @@ def _report(sorted_films: Sorted, folder: Path, console: Console) -> None:
     for row in films.table(sorted_films.splits):
         table.add_row(*row)
     console.print(table)
-    absent = [split for split in films.SPLITS if split not in sorted_films.splits]
+    absent = [split for split in films.SPLITS if not sorted_films.splits.get(split)]
     if absent:
         console.print(f"The source has no {' and no '.join(absent)} split; what needs one will say so.")
     test = sorted_films.splits.get("test", [])
     lacking = [name for label, name in enumerate(CLASSES) if test and not films.counts(test)[label]]
     if lacking:
         console.print(f"The test split has no {' and no '.join(lacking)} film; figures that need some are not defined.")
+    pooled = [film for split in ("train", "validation") for film in sorted_films.splits.get(split, [])]
+    few = [
+        name for label, name in enumerate(CLASSES)
+        if pooled and len({film.patient for film in pooled if film.label == label}) < 2
+    ]  # fmt: skip
+    if few:
+        console.print(
+            f"Of {' and of '.join(few)} there is one patient; to train, two of each class are needed, one of whom is "
+            "held out.",
+            soft_wrap=True,
+        )
     patients = [film.patient for split in sorted_films.splits.values() for film in split]
-    both = "stand on both sides of a split, and " if len(sorted_films.splits) > 1 else ""
+    both = "stand on both sides of a split, and " if len(films.SPLITS) - len(absent) > 1 else ""
     if unnamed := sum(not films.named(patient) for patient in patients):
         console.print(
             f"{unnamed} of {len(patients)} films name no patient (--help says how names do); each counts as of one of "

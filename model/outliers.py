@@ -31,7 +31,7 @@ def objection(film: Decoded) -> str | None:
     if aspect > ASPECT_MAX:
         return f"the picture is {aspect:.2f} times as long as wide; a chest film is at most {ASPECT_MAX:.0f} times"
     if film.chroma > CHROMA_MAX:
-        return "this is a colour picture, and X-ray films are gray; where it shows one, save it in black and white"
+        return "this is a colour picture, and X-ray films are gray; if it shows one, save it in grayscale"
     low, high = np.percentile(film.pixels, [1, 99])
     if high - low < SPREAD_MIN:
         return "the picture is blank, or nearly so; send it with more contrast, and nothing transparent"
@@ -40,8 +40,9 @@ def objection(film: Decoded) -> str | None:
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
     """(N, S, S) films -> (N, THUMBNAIL, THUMBNAIL) of mean 0 and standard deviation 1."""
-    edges = np.linspace(0, images.shape[1], THUMBNAIL + 1).astype(int)[:-1]
-    small = np.add.reduceat(np.add.reduceat(images.astype(float), edges, axis=1), edges, axis=2)
+    edges = np.linspace(0, images.shape[1], THUMBNAIL + 1).astype(int)
+    small = np.add.reduceat(np.add.reduceat(images.astype(float), edges[:-1], axis=1), edges[:-1], axis=2)
+    small /= np.outer(np.diff(edges), np.diff(edges))
     small -= small.mean(axis=(1, 2), keepdims=True)
     return small / np.maximum(small.std(axis=(1, 2), keepdims=True), 1e-6)
 
@@ -95,12 +96,10 @@ class Outliers:
             if inverted and -upright[index] > LIKENESS:
                 reasons.append("this looks like an inverted film; bones must be bright and lungs dark")
             elif wrong_way and other > LIKENESS:
-                reasons.append(
-                    "this looks like a film that is turned; the head must be at the top, and nothing be around the film"
-                )
+                reasons.append("this looks like a film that is turned; turn it head up, and cut off what is around it")
             elif inverted or wrong_way or far[index]:
                 reasons.append(
-                    "this is not like the chest films that the model learned from; cut off what is around the film"
+                    "this is not like the chest films that the model learned from; cut off anything around the film"
                 )
             else:
                 reasons.append(None)

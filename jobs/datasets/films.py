@@ -253,7 +253,11 @@ def check_classes(split: Split, name: str, data_dir: Path) -> None:
     """Raises JobError where a class is absent; `name` and `data_dir` are told."""
     absent = [CLASSES[label] for label in set(range(len(CLASSES))) - set(split.labels.tolist())]
     if absent:
-        cure = "leave out fewer by --config.data.leave_out" if split.left_out else "prepare it again"
+        cure = (
+            "leave out fewer by --config.data.leave_out"
+            if split.left_out
+            else "prepare two patients or more of each class"
+        )
         raise JobError(f"the {name} split of {data_dir} holds no {', no '.join(absent)} film; {cure}")
 
 
@@ -273,7 +277,7 @@ def _open(data_dir: Path, dataset: str, split: str) -> tfds.core.DatasetBuilder:
         builder = tfds.builder_from_directory(str(folder))
     if split not in builder.info.splits:
         present = ", ".join(builder.info.splits)
-        what = "a test folder" if split == "test" else "films that stand in no test folder"
+        what = "a test folder" if split == "test" else "two patients of each class or more, in no test folder,"
         raise JobError(
             f"{dataset} in {data_dir} has no {split!r} split (it has: {present}); "
             f"a source with {what} gives one: {_command(data_dir, dataset)}"

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from jobs.evaluation import metrics
-from jobs.evaluation.intervals import BIASED, cluster_weights, enough, holding, mirrored, percentile
+from jobs.evaluation.intervals import BIASED, cluster_weights, enough, holding, percentile, reflected
 
 
 class McNemar(NamedTuple):
@@ -25,7 +25,7 @@ class DeLong(NamedTuple):
 
     first: float
     second: float
-    p_value: float  # two-sided; NaN where the areas differ and neither has a spread, as of films told without fault
+    p_value: float  # two-sided; NaN where the areas differ and neither has a spread, as 0 and 1
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
@@ -81,7 +81,7 @@ def _placements(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.n
 def differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patients: Sequence[str]) -> dict[str, Any]:
     """First minus second in every figure of `metrics.score`, with the interval over the same resamples of patients.
 
-    A resample adds to both of two calibration errors, and more to the smaller: each is mirrored, then they are
+    A resample adds to both of two calibration errors, and more to the smaller: each is reflected, then they are
     subtracted.
 
     Returns:
@@ -102,8 +102,8 @@ def differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray, patie
         if not np.isfinite(difference):
             return None
         if name in BIASED:
-            turned = mirrored(a[0], a[1:]) - mirrored(b[0], b[1:])
-            interval = holding(difference, turned, a[1:] - b[1:])
+            about = reflected(a[0], a[1:]) - reflected(b[0], b[1:])
+            interval = holding(difference, about, a[1:] - b[1:])
         else:
             interval = percentile(a[1:] - b[1:])
         return {"difference": difference, "interval": interval if enough(patients) else None}

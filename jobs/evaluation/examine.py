@@ -147,10 +147,10 @@ def groups(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
     }
     numbers = [re.fullmatch(r"(?P<series>[^/]*?)(?P<number>\d+)(?:_[a-z]+)?", patient) for patient in split.patients]
     if all(numbers):  # where a film names no patient, the key is its path
-        of_patient = np.array([int(found["number"]) for found in numbers if found], dtype=object)
+        of_patient = np.array([int(match["number"]) for match in numbers if match], dtype=object)
         # Normal films are of two series, each with numbers of its own.
         whose = np.array(
-            [f"{label} {found['series']}" for label, found in zip(split.labels, numbers, strict=True) if found]
+            [f"{label} {match['series']}" for label, match in zip(split.labels, numbers, strict=True) if match]
         )
         within = np.zeros(len(of_patient), int)
         for one in np.unique(whose):

@@ -28,7 +28,7 @@ SHIFT_PX, TURN_DEGREES = 8, 8.0  # the movements that a map should follow
 RANKED_SIDE = 28  # of the pixels that maps are compared at
 BLOB = "centred blob"
 CONTROLS = ("random", BLOB)
-EXPLAINED = 0.5  # of a map's variance by that of a network random throughout; beyond, it hardly depends on the network
+EXPLAINED = 0.5  # squared correlation with the map of a network random throughout; above it, a map hardly depends on it
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -105,7 +105,7 @@ def layers(params: Mapping[str, Any]) -> list[str]:
 
 
 def randomised(variables: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
-    """The variables with the kernels of some parts shuffled: the same numbers in another order."""
+    """The variables with the kernels of some parts shuffled, the same numbers in another order; all else as trained."""
     random = np.random.default_rng(0)
 
     def shuffle(path: Any, leaf: Any) -> Any:

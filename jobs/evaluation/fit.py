@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 from sklearn.covariance import LedoitWolf
 
 from jobs import JobError
 from jobs.evaluation import metrics
 from jobs.evaluation.intervals import estimate
-from model.calibration import SMALLEST, rescale
+from model.calibration import SMALLEST
 from model.labels import CLASSES, NORMAL
 from model.outliers import Gaussians, Outliers, thumbnails
 
@@ -43,8 +43,9 @@ def temperature(
     """
     weights = as_often(labels, prior, np.ones(len(labels))) / len(labels)
     shares = np.bincount(labels, weights, minlength=len(CLASSES))  # those of the prior, or of the films
-    # One share for all classes, or the targets would not have theirs.
+    # The same for every class, so that the targets have the shares of the classes on average.
     more = len(CLASSES) / (len(labels) / len(CLASSES) + len(CLASSES))
+    logits = np.log(np.maximum(np.asarray(probabilities, float), SMALLEST))
     targets = ((1 - more) * np.eye(len(CLASSES)) + more * shares)[labels] * weights[:, None]  # (N, 3)
 
     def unpack(parameters: np.ndarray) -> tuple[float, tuple[float, float, float]]:
@@ -54,9 +55,10 @@ def temperature(
         return 1 / float(parameters[0]), (float(bias[0]), float(bias[1]), float(bias[2]))
 
     def loss(parameters: np.ndarray) -> float:
-        scaled = rescale(probabilities, *unpack(parameters))
-        return -float((targets * np.log(np.maximum(scaled, SMALLEST))).sum())
+        divisor, bias = unpack(parameters)
+        return -float((targets * special.log_softmax(logits / divisor + bias, axis=1)).sum())
 
+    # Not clipped again: where all answers are near 0 and 1 it would be flat at the start, and nothing would be fitted.
     # The loss is convex in (1 / temperature, bias), so what is found is the minimum. Where that is at 0 or below, as of
     # a network that takes bacterial films for viral ones, the bound keeps its answers apart.
     bounds = [(1 / TEMPERATURE_MAX, None), (None, None), (None, None)][: 1 if prior is None else len(CLASSES)]
@@ -66,11 +68,14 @@ def temperature(
 
 
 def as_often(labels: np.ndarray, prior: Sequence[float] | None, weights: np.ndarray) -> np.ndarray:
-    """How often films count, (..., N) -> that where the classes have the shares of `prior`; as it is without one."""
+    """How often films count, (..., N) -> that where the classes have the shares of `prior`; as it is without one.
+
+    Where a class has films and none of them counts, nothing can give it its share: NaN.
+    """
     if prior is None:
         return weights
     present = weights @ np.eye(len(CLASSES))[labels]  # (..., classes)
-    factors = np.divide(prior, present, out=np.zeros_like(present), where=present > 0)
+    factors = np.divide(prior, present, out=np.full_like(present, np.nan), where=present > 0)
     return weights * factors[..., labels] * weights.sum(axis=-1, keepdims=True)
 
 

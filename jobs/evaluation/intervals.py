@@ -45,8 +45,8 @@ def percentile(values: np.ndarray) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def mirrored(figure: float, values: np.ndarray) -> np.ndarray:
-    """Resamples (B,) of a figure that each of them moves the same way, mirrored about it, but not below 0.
+def reflected(figure: float, values: np.ndarray) -> np.ndarray:
+    """Resamples (B,) of a figure that each of them moves the same way, reflected about it, but not below 0.
 
     The basic bootstrap of Davison and Hinkley 1997, section 5.2, of squares, whose bias adds up: those of the resamples
     are as far above the figure's as that is above what it estimates.
@@ -54,19 +54,19 @@ def mirrored(figure: float, values: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(0, 2 * figure**2 - values**2))
 
 
-def holding(figure: float, turned: np.ndarray, values: np.ndarray) -> list[float] | None:
+def holding(figure: float, about: np.ndarray, values: np.ndarray) -> list[float] | None:
     """[low, high] of a figure that every resample moves: at each end the farther of two intervals, the figure inside.
 
-    Mirrored resamples reach down to a model without fault, but not up to a larger fault as often as they should;
-    resamples less what they are off on average do. Together they hold more than LEVEL of what may be true.
+    Reflected resamples hold the error of a model that is calibrated, but too seldom a larger one; resamples less what
+    they are off on average hold that. Together they hold more than LEVEL of what may be true.
 
     Args:
       figure: of the films themselves.
-      turned: (B,) the resamples, `mirrored`; of a difference, that of both.
+      about: (B,) the resamples, `reflected`; of a difference, that of both.
       values: (B,) the resamples as they are.
     """
     off = np.mean(values[np.isfinite(values)]) - figure if np.isfinite(values).any() else 0.0
-    one, other = percentile(turned), percentile(values - off)
+    one, other = percentile(about), percentile(values - off)
     if one is None or other is None:
         return None
     return [float(min(one[0], other[0], figure)), float(max(one[1], other[1], figure))]
@@ -102,7 +102,7 @@ def _bounds(measured: dict[str, Any]) -> dict[str, Any]:
         elif not np.isfinite(figure[0]):
             bounds[name] = None
         elif name in BIASED:
-            held = holding(figure[0], mirrored(figure[0], figure[1:]), figure[1:])
+            held = holding(figure[0], reflected(figure[0], figure[1:]), figure[1:])
             bounds[name] = None if held is None else [max(0.0, held[0]), held[1]]  # no error is below 0
         else:
             bounds[name] = percentile(figure[1:])

@@ -76,7 +76,7 @@ CHANGED: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 class Picture(NamedTuple):
     """What should be refused."""
 
-    kind: str  # a key of DRAWN or CHANGED
+    kind: str  # a key of DRAWN or CHANGED, or "phantoms"
     patient: str  # whose film it was; of a drawing, a name of its own
     file: bytes  # PNG
 

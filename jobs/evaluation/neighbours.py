@@ -8,7 +8,7 @@ from model.labels import CLASSES
 
 
 def vote(known: np.ndarray, labels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Probabilities (N, 3) by the nearest neighbours in features: Wu et al. 2018, section 3.4, with theirs of .07.
+    """Probabilities (N, 3) by the nearest neighbours in features: Wu et al. 2018, section 3.4, temperature .07.
 
     Args:
       known: (M, C), of films whose labels are known.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def scaling(
         places = np.arange(len(measured)) + (index - (len(kinds) - 1) / 2) / (len(kinds) + 1)
         here.bar(places, [row[kind] for row in measured.values()], width=1 / (len(kinds) + 1), label=kind)
     here.set_xticks(np.arange(len(measured)), list(measured))
-    here.set(xlabel="processes x virtual devices", ylabel="ms a step", title="Measured on two cores")
+    here.set(xlabel="processes x virtual devices", ylabel="ms a step", title=f"Measured on {os.cpu_count()} CPU cores")
     here.legend(frameon=False, fontsize=8)
     for name, row in modelled.items():
         elsewhere.plot(list(row), list(row.values()), marker="o", markersize=3, label=name)

@@ -21,7 +21,7 @@ from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
 
 TRAINED_ON, HELD_OUT = "trained on", "held out"
-# Of either of these nobody has checked whether a patient is in both.
+# Of these two it was not checked whether a patient is in both.
 APART = "prepared apart from the training data"
 UNCHECKED = "held out, but perhaps not from the weights that the training began with"
 OF_FULL = ("shifts.png", "maps.png")

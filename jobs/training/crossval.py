@@ -151,7 +151,7 @@ def document(measured: dict[str, Any]) -> str:
 ## All films out of fold
 
 Each film by the members that did not train on it, their probabilities averaged over the seeds. An AUROC here ranks
-films of all folds by answers of different members: where these are not alike, it can lie below those of all folds.
+films of all folds by answers of different members: where their scales differ, it can be lower than in every fold.
 
 ```
 {metrics.table(measured["pooled"], measured["intervals"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import re
@@ -87,6 +88,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_skipped_steps": (1, math.inf),
 }
 
+# Fields that are neither a number nor a choice among few; what `model.options` may hold, the architecture says.
+OTHERS = ("phases", "phases.trainable", "init_from", "resume", "data.dir", "data.leave_out", "model.architecture")
+
 
 class Phase(NamedTuple):
     """A part of the training that moves some of the parameters."""
@@ -147,8 +151,13 @@ def check(config: ConfigDict) -> None:
         "select.metric": tuple(FIGURES),
         "select.mode": ("min", "max"),
     }
+    fields = (*choices, *BOUNDS, *OTHERS)
     for name, value in flatten(plain(config)).items():
         field = re.sub(r"\[\d+\]", "", name)
+        if field not in fields and not field.startswith("model.options."):
+            alike = difflib.get_close_matches(field, fields, 1)
+            meant = f"did you mean {alike[0]}?" if alike else "configs/base.py has all there are"
+            raise UsageError(f"config.{name} is no field, and would change nothing; {meant}")
         if field in choices and value not in choices[field]:
             raise UsageError(f"config.{name} is {value!r}; known: {', '.join(choices[field])}")
         low, high = BOUNDS.get(field, (value, value))

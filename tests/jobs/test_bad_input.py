@@ -35,6 +35,24 @@ def places(data_dir):
     return found
 
 
+def test_a_field_that_there_is_not_is_told(phantom_data):
+    for name, told in (
+        ("optimizer.learning_rte", "did you mean optimizer.learning_rate?"),
+        ("augment.gamma", "did you mean augment.log_gamma?"),
+        ("epohcs", "did you mean epochs?"),
+        ("quite_another", "configs/base.py has all there are"),
+    ):
+        made = config(phantom_data)
+        within = made
+        for part in name.split(".")[:-1]:
+            within = within[part]
+        with within.unlocked():
+            within[name.split(".")[-1]] = 1.0
+        with pytest.raises(UsageError) as error:
+            check(made)
+        assert str(error.value) == f"config.{name} is no field, and would change nothing; {told}"
+
+
 def test_every_number_of_a_config_is_bounded(phantom_data):
     assert places(phantom_data).keys() == BOUNDS.keys()
 
@@ -127,7 +145,9 @@ def test_a_class_that_is_missing_is_named(tmp_path):
     drawn = [film(index) for index in range(24)]
     without = [one for one in drawn if one.label != 2]
     films.write(Phantom, {"train": without, "validation": drawn}, tmp_path / "data", "phantom")
-    with pytest.raises(JobError, match="the training split of .* holds no viral film; prepare it again"):
+    with pytest.raises(
+        JobError, match="the training split of .* holds no viral film; prepare two patients or more of each class"
+    ):
         train(config(tmp_path / "data", global_batch_size=8), tmp_path / "run")
 
 
@@ -319,6 +339,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         _ = 1 / 0
     assert json.loads(path.read_text()) == {}
     assert list(tmp_path.iterdir()) == [path]
+    absent = tmp_path / "absent/config.json"
+    with pytest.raises(OSError) as error, whole(absent) as scratch:
+        scratch.write_text("{}")
+    assert error.value.filename == str(absent)
 
 
 def test_a_link_stays_one_and_a_pipe_is_not_replaced(tmp_path):

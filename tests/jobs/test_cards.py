@@ -203,6 +203,10 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     result = job("card", "--checkpoint", other, "--report", tmp_path / "none")
     assert result.returncode == 1 and "none holds no report" in result.stderr
     assert f"python jobs/evaluate.py --checkpoint {other} --full --out {tmp_path / 'none'}" in result.stderr
+    done(job("bundle", "--checkpoint", reported, "--out", tmp_path / "bundle"))
+    for directory, at in ((other, other / "report"), (tmp_path / "bundle", "docs/report")):
+        result = job("card", "--checkpoint", directory, cwd=tmp_path)
+        assert f"write one: python jobs/evaluate.py --checkpoint {directory} --full --out {at}\n" in result.stderr
     measured = json.loads((reported / "report/metrics.json").read_text())
     for change, problem in (
         ({"checkpoint": {"weights": ["0" * 64]}}, "is of other weights"),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -17,11 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import command
+from jobs import JobError, calibrate, command
 from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
-from jobs.evaluation import fit, predictions
+from jobs.evaluation import cards, fit, predictions
 from jobs.evaluation.tables import NO_WIDTH
 from jobs.training.augment import views
 from model import checkpoint
@@ -168,6 +170,24 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     assert facts(tmp_path / "data", "chest_xray")["license"] == "CC BY 4.0"
     result = job("prepare", "--source", "phantom", "--data_dir", tmp_path / "data", *whose)
     assert result.returncode == 2 and "the licence and citation of phantom are known; leave --license" in result.stderr
+
+
+def test_one_patient_of_a_class_is_too_few_to_train(tmp_path):
+    for label in ("normal", "bacterial", "viral"):
+        for patient in range(1 if label == "viral" else 2):
+            put(tmp_path, f"films/{label}/child{patient}.jpeg", jpeg(10 * patient + len(label)))
+    out = done(job("prepare", "--source", tmp_path / "films", "--data_dir", tmp_path / "data"))
+    assert "The source has no test split;" in out
+    assert "Of viral there is one patient; to train, two of each class are needed, one of whom is held out." in out
+    for label in ("normal", "bacterial"):
+        (tmp_path / f"films/{label}/child1.jpeg").unlink()
+    out = done(job("prepare", "--source", tmp_path / "films", "--data_dir", tmp_path / "alone"))
+    assert "The source has no validation and no test split;" in out and "of viral there is one patient" in out
+    assert "so films of one child may make intervals too narrow." in out
+    result = job(
+        "train", "--config", "configs/cnn.py", f"--config.data.dir={tmp_path}/alone", "--workdir", tmp_path / "r"
+    )
+    assert "a source with two patients of each class or more, in no test folder, gives one" in result.stderr
 
 
 @pytest.mark.parametrize("words", [("models", "--help"), ("compare", *["docs/report/predictions.csv"] * 2)])
@@ -365,6 +385,24 @@ def test_a_bundle_takes_the_calibration_along(calibrated, tmp_path):
         assert bundled.calibration.to_text() == run.calibration.to_text()
 
 
+def test_a_bundle_goes_where_a_link_leads(run, tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "served")
+    done(job("bundle", "--checkpoint", run, "--out", tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "served/ATTRIBUTION.md").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "served"}
+
+
+def test_a_place_that_cannot_hold_a_calibration_is_known_before_the_work(run, phantom_data, monkeypatch):
+    def refused(dir):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(calibrate, "_ask", None)
+    with pytest.raises(JobError, match=f"{run} cannot be written to .Read-only file system., and its calibration.json"):
+        calibrate.calibrate(run, phantom_data, None)
+
+
 def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp_path):
     directory, _ = calibrated
     out, arguments = tmp_path / "bundle", ("--dtype", "bfloat16")
@@ -390,6 +428,13 @@ def test_several_make_an_ensemble_that_is_calibrated_as_one(run, phantom_data, t
     assert len(predictor.members) == len(predictor.calibration.outliers.members) == 2
     assert predictor.calibration.bias[0] > predictor.calibration.bias[2]
     assert {path.name for path in out.iterdir()} == {"member-1", "member-2", "ATTRIBUTION.md", "calibration.json"}
+    (out / cards.FILE).write_text(f"{cards.TITLE}\n")
+    said = done(job("bundle", "--checkpoint", run, "--checkpoint", rounded, "--out", out))  # the same once more
+    assert "bfloat16 and float32" in said and "not calibrated" not in said
+    assert Predictor.open(out).calibration.to_text() == predictor.calibration.to_text()
+    assert (out / cards.FILE).read_text() == f"{cards.TITLE}\n"
+    said = done(job("bundle", "--checkpoint", rounded, "--checkpoint", run, "--out", out))  # in another order
+    assert "not calibrated" in said and not (out / cards.FILE).exists()
 
 
 def test_figures_at_a_prior_are_written_here_and_those_of_the_split_by_evaluate(run, phantom_data, tmp_path):
@@ -412,6 +457,12 @@ def test_a_prevalence_is_a_share(prevalence, tmp_path):
     refused = f"error: --prevalence={prevalence}: it must be from 0 to 1; give a share, such as 0.2\n"
     assert result.returncode == (2 if prevalence in ("nan", "1.5") else 1)
     assert (result.stderr == refused) == (result.returncode == 2) and "Traceback" not in result.stderr
+
+
+def test_a_prevalence_is_of_operating_points(run, tmp_path):
+    result = job("evaluate", "--checkpoint", run, "--out", tmp_path / "report", "--prevalence", "0.2")
+    assert result.returncode == 2 and not (tmp_path / "report").exists()
+    assert f"not calibrated; do that first: python jobs/calibrate.py --checkpoint {run}\n" in result.stderr
 
 
 @pytest.mark.parametrize("prior", ["a,b,c", "0.5,0.4,0.3"])
@@ -549,6 +600,7 @@ def test_names_of_an_old_archive_are_rows_and_a_table_is_replaced_whole(bundle, 
     assert [Path(row["file"]).name for row in rows] == ["röntgen.png", "r\\xf6ntgen.png"]
     assert all(row["normal"] for row in rows)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.csv"]
+    (tmp_path / ".17-p.csv").write_text("file,")  # of a table that was not finished
     done(job("predict", "--checkpoint", bundle, "--out", "films/../p.csv", ".", cwd=tmp_path))
     again = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
     assert [Path(row["file"]).name for row in again] == ["röntgen.png", "r\\xf6ntgen.png"]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from jobs import JobError, UsageError, compare
 from jobs.evaluation import comparison, metrics
-from jobs.evaluation.intervals import BIASED, cluster_weights, estimate, holding, intervals, mirrored, percentile
+from jobs.evaluation.intervals import BIASED, cluster_weights, estimate, holding, intervals, percentile, reflected
 from jobs.evaluation.tables import ALIKE
 from model.calibration import rescale
 from model.labels import CLASSES
@@ -83,7 +83,7 @@ def test_the_interval_of_the_calibration_error_holds_the_true_one(name, bins, te
         low, high = estimate(error, [str(index) for index in range(300)])[1][name]
         held += low <= truth <= high
         widths.append(high - low)
-    assert held >= 59  # mirrored resamples alone hold 54 and 55 of the larger errors, percentiles alone no 0
+    assert held >= 59  # reflected resamples alone hold 54 and 55 of the larger errors, percentiles alone no 0
     assert np.mean(widths) < 0.16
 
 
@@ -353,9 +353,9 @@ def test_an_interval_of_a_calibration_error_reaches_as_far_as_both_ways_and_hold
     values = np.linspace(0.3, 0.5, 2001)
 
     def interval(figure, values=values):
-        return holding(figure, mirrored(figure, values), values)
+        return holding(figure, reflected(figure, values), values)
 
-    # Mirrored .2985 to .4750, and the resamples less what they are off on average .305 to .495.
+    # Reflected .2985 to .4750, and the resamples less what they are off on average .305 to .495.
     assert interval(0.4) == pytest.approx([(0.32 - 0.495**2) ** 0.5, 0.495], abs=1e-6)
     assert interval(0.2) == pytest.approx([0, 0.295])  # every resample moves it up
     assert interval(0.6) == pytest.approx([0.505, (0.72 - 0.305**2) ** 0.5], abs=1e-6)  # or down

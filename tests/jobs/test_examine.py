@@ -305,7 +305,7 @@ def test_other_pictures_are_counted_by_kind(run, predictor, split, monkeypatch):
     assert colour["count"] == 5 and colour["refused"] == 1
     assert colour["intervals"]["refused"] == pytest.approx([0.025 ** (1 / 5), 1])  # Clopper and Pearson 1934
     assert colour["reasons"] == {
-        "this is a colour picture, and X-ray films are gray; where it shows one, save it in black and white": 5
+        "this is a colour picture, and X-ray films are gray; if it shows one, save it in grayscale": 5
     }
     assert all(0 <= values["auroc"] <= 1 for values in found.values())
     low, high = found["noise"]["intervals"]["auroc"]

@@ -41,6 +41,18 @@ def test_a_known_temperature_is_found(factor):
         assert log_loss(LABELS, rescale(sharpened, other, bias)) > best
 
 
+def test_answers_of_0_and_1_are_softened_as_far_as_others():
+    random = np.random.default_rng(5)
+    labels = np.arange(300) % 3
+    said = (labels + (np.arange(300) % 10 == 0)) % 3  # a tenth is wrong, for sure
+    saturated = np.eye(3)[said] * random.uniform(30, 40, (300, 1))
+    saturated = np.exp(saturated - saturated.max(axis=1, keepdims=True))
+    saturated /= saturated.sum(axis=1, keepdims=True)
+    temperature, bias = fit.temperature(labels, saturated)
+    assert temperature == pytest.approx(fit.temperature(labels, saturated, (1 / 3, 1 / 3, 1 / 3))[0], rel=1e-3)
+    assert rescale(saturated, temperature, bias).max(axis=1).mean() == pytest.approx(0.9, abs=0.02)
+
+
 def test_films_that_are_all_right_make_nothing_certain():
     labels = np.arange(90) % 3
     right = rescale(np.eye(3)[labels] * 0.9 + 0.03, 1, np.zeros(3))
@@ -151,8 +163,8 @@ def test_films_count_as_often_as_their_class_is_there():
     assert weights.sum() == pytest.approx(6)
     np.testing.assert_allclose([weights[labels == label].sum() / 6 for label in range(3)], [0.5, 0.3, 0.2])
     weights = fit.as_often(labels, (0.5, 0.3, 0.2), resamples)
-    np.testing.assert_allclose(weights[1], [2, 0, 1, 0, 0, 1.2])  # the class that was not drawn counts nothing
-    np.testing.assert_allclose(weights[2], [3, 0, 0, 1.8, 0, 0])
+    np.testing.assert_allclose(weights[1], [2, 0, 1, np.nan, 0, 1.2])  # of a class that was not drawn nothing counts
+    np.testing.assert_allclose(weights[2], [3, 0, 0, 1.8, np.nan, np.nan])
 
 
 @pytest.mark.parametrize("prior", [None, (0.6, 0.25, 0.15), (0.9, 0.07, 0.03), (0.98, 0.01, 0.01)])
@@ -190,6 +202,15 @@ def test_figures_at_a_prior_are_of_no_other_place():
     assert told["accuracy"] == pytest.approx([0.6, 0.6, 0.6])
     value, low, high = fit.figures(labels, probabilities, patients, None)["accuracy"]
     assert value == pytest.approx(1 / 3) and low < value < high
+
+
+def test_figures_at_a_prior_hang_on_no_single_patient():
+    labels = np.repeat([0, 1, 2], [20, 20, 1])
+    probabilities = np.tile([0.4, 0.5, 0.1], (41, 1))
+    probabilities[:20] = [0.8, 0.1, 0.1]
+    told = fit.figures(labels, probabilities, [f"patient {index}" for index in range(41)], (0.25, 0.25, 0.5))
+    # A third of the resamples have no viral film, and could be of no such place.
+    assert told["accuracy"] == pytest.approx([0.5]) and len(told["ece"]) == len(told["binary_accuracy"]) == 1
 
 
 def test_the_gaussians_whiten_what_is_within_the_classes():

@@ -269,7 +269,7 @@ def test_a_file_in_train_and_test_is_refused(kaggle):
 def test_an_empty_class_is_refused(kaggle):
     for path in kaggle.glob("train/PNEUMONIA/*virus*"):
         path.unlink()
-    with pytest.raises(JobError, match="no viral image in train and val of"):
+    with pytest.raises(JobError, match="no viral film in what is no test folder of"):
         sort(kaggle)
 
 
@@ -284,7 +284,7 @@ def test_why_a_class_is_empty_is_told(kaggle):
 
 def test_films_to_test_on_alone_may_be_of_one_class(kaggle):
     shutil.rmtree(kaggle / "test/PNEUMONIA")
-    with pytest.raises(JobError, match="no bacterial and no viral image in test of"):
+    with pytest.raises(JobError, match="no bacterial and no viral film in the test folder of"):
         sort(kaggle)
     shutil.rmtree(kaggle / "train")
     shutil.rmtree(kaggle / "val")

@@ -17,7 +17,7 @@ def decoded(image, **options):
     return preprocess.decode(buffer.getvalue())
 
 
-TURNED = "this looks like a film that is turned; the head must be at the top, and nothing be around the film"
+TURNED = "this looks like a film that is turned; turn it head up, and cut off what is around it"
 GRAY = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (150, 1)))
 
 
@@ -42,7 +42,7 @@ def test_a_gray_film_is_gray_in_any_mode(mode):
 def test_colour_is_refused(amount, refused):
     film = decoded(coloured(amount))
     assert film.chroma == pytest.approx(amount, abs=2)
-    reason = "this is a colour picture, and X-ray films are gray; where it shows one, save it in black and white"
+    reason = "this is a colour picture, and X-ray films are gray; if it shows one, save it in grayscale"
     assert (objection(film) == reason) == refused
 
 
@@ -77,6 +77,8 @@ def test_thumbnails_are_means_of_blocks():
     blocks = images.reshape(3, 16, 4, 16, 4).mean(axis=(2, 4))
     expected = (blocks - blocks.mean(axis=(1, 2), keepdims=True)) / blocks.std(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(outliers.thumbnails(images), expected, atol=1e-12)
+    uneven = images[:, :50, :50]  # blocks of 3 and 4 px
+    np.testing.assert_allclose(outliers.thumbnails(255 - uneven), -outliers.thumbnails(uneven), atol=1e-12)
 
 
 def test_distances_are_mahalanobis_to_the_nearest_class():
@@ -149,7 +151,7 @@ def test_a_film_far_from_every_class_is_named(fitted):
     reasons = gate.objections(films[:2], features)
     assert reasons == [
         None,
-        "this is not like the chest films that the model learned from; cut off what is around the film",
+        "this is not like the chest films that the model learned from; cut off anything around the film",
     ]
 
 

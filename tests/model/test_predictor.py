@@ -372,7 +372,7 @@ def test_what_is_not_like_the_training_films_is_refused_with_its_numbers(vivid_p
     answers = list(predictor.predict(VARIED))
     # A film that looks turned or inverted says so instead.
     assert all(answer.decision == "refused" for answer, far in zip(answers, distances > middle, strict=True) if far)
-    reason = "this is not like the chest films that the model learned from; cut off what is around the film"
+    reason = "this is not like the chest films that the model learned from; cut off anything around the film"
     assert sum(answer.reason == reason for answer in answers) > 5
     assert all(answer.probabilities is not None for answer in answers)
 

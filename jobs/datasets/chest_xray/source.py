@@ -282,10 +282,10 @@ def _check(source: Path, pools: dict[str, list[Film]], quarantine: list[SetAside
     for pool, films in pools.items() if pools[POOL] else ():
         empty = [CLASSES[label] for label in range(len(CLASSES)) if films and not counts(films)[label]]
         if empty:
-            where = "test" if pool == "test" else "train and val"
+            where = "the test folder" if pool == "test" else "what is no test folder"
             raise JobError(
-                f"no {' and no '.join(empty)} image in {where} of {source}; every class needs some"
-                + ("" if pool == "test" else ", but films in a folder named test, to measure a model on them alone")
+                f"no {' and no '.join(empty)} film in {where} of {source}; every class needs some"
+                + ("" if pool == "test" else ". To measure a model on these alone, put them into a folder named test")
                 + (f". Set aside: {aside}" if aside else "")
             )
     for what, of in (
