@@ -64,13 +64,13 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             f"{times[twice]} of the {len(loaded)} networks are one and the same (weights {twice[:12]}), whose mean "
             "says no more than it alone; give each --checkpoint once"
         )
+    place = out.resolve()  # of a link what it leads to is replaced
     # What is no part of a bundle was put there by somebody; it is not ours to replace.
     strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
-    within = [source for source in sources if out.resolve() in (source.resolve(), *source.resolve().parents)]
+    within = [source for source in sources if place in (source.resolve(), *source.resolve().parents)]
     if strangers or within:
         held = f"{within[0]}, a source" if within else ", ".join(sorted(strangers)[:3])
         raise JobError(f"{out} would be replaced, but it holds {held}; give another --out")
-    place = out.resolve()  # of a link what it leads to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundling-", dir=place.parent) as scratch:
         new = Path(scratch) / "new"
