@@ -5,9 +5,9 @@
 
 On the validation films: the temperature that makes probabilities true; the operating points balanced, screening
 (sensitivity at least .98) and specific (specificity at least .95), each the same as balanced where that already meets
-the bound; and the confidence below which an answer is *uncertain*. On the
-training films, and a random view of each as in training: what films look like, so that anything else is refused. Every
-command that is given the checkpoint then uses it; a calibration of other weights is refused.
+the bound; and the confidence below which an answer is *uncertain*. On the training films, and a random view of each as
+in training: what films look like, so that anything else is refused. Every command that is given the checkpoint then
+uses it; a calibration of other weights is refused.
 
 With --prior a bias a class is fitted as well, for a place where the classes are as common as stated: the probabilities,
 the confidence, and the figures that are written here are then those of such a place. The sensitivity and specificity of
