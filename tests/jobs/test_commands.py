@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import errno
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import JobError, calibrate, command
+from jobs import command
 from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
@@ -393,14 +391,22 @@ def test_a_bundle_goes_where_a_link_leads(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"link", "served"}
 
 
-def test_a_place_that_cannot_hold_a_calibration_is_known_before_the_work(run, phantom_data, monkeypatch):
-    def refused(dir):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+def test_a_place_that_cannot_hold_a_calibration_is_known_before_the_work(run, phantom_data):
+    program = """
+import errno, os, runpy, tempfile
+from model.predictor import Predictor
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-    monkeypatch.setattr(calibrate, "_ask", None)
-    with pytest.raises(JobError, match=f"{run} cannot be written to .Read-only file system., and its calibration.json"):
-        calibrate.calibrate(run, phantom_data, None)
+def refused(dir):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+tempfile.TemporaryFile = refused
+Predictor.ask = None
+runpy.run_path("jobs/calibrate.py", run_name="__main__")
+"""
+    words = [sys.executable, "-c", program, "--checkpoint", run, "--data_dir", phantom_data]
+    result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    told = f"error: {run} cannot be written to (Read-only file system), and its calibration.json belongs there; copy"
+    assert result.returncode == 1 and told in result.stderr and "Traceback" not in result.stderr
 
 
 def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp_path):
