@@ -192,11 +192,16 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        if error.filename is None or Path(error.filename) != scratch:
+        if error.filename != str(scratch):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # of the file that was asked for
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def unfinished(path: Path, of: Path) -> bool:
+    """Whether `whole` left `path` behind where it was killed while `of` was written."""
+    return path.parent == of.parent and re.fullmatch(rf"\.\d+-{re.escape(of.name)}", path.name) is not None
 
 
 def take_place(new: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ Taken is the best step by config.select, or with --latest the newest, which a lo
 checkpoints make an ensemble, whose answer is the mean of its members'; calibrate it after that. Every --checkpoint of
 the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases
 and BatchNorm stay float32. Rounded kernels are other weights: a calibration is of those it was fitted to, so the copy
-has none until it is calibrated itself.
+has none until it is calibrated itself; where the same are bundled there once more, it keeps its own.
 """
 
 from __future__ import annotations

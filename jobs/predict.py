@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from rich.progress import track
 
-from jobs import JobError, UsageError, check_replaceable, headed, printable, run, walk, whole
+from jobs import JobError, UsageError, check_replaceable, headed, printable, run, unfinished, walk, whole
 from model.checkpoint import CheckpointError
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction, Predictor
@@ -69,11 +68,8 @@ def gather(sources: list[Path], out: Path) -> list[Path]:
     found = [file for source in sources for file in (walk(source) if _is_folder(source) else [source])]
     files = list({file.absolute(): file for file in reversed(found)}.values())[::-1]  # each once
     table = Path(os.path.realpath(out))  # of the last time, and what was left of one that was not finished
-    begun = re.compile(rf"\.\d+-{re.escape(table.name)}")
     resolved = ((file, Path(os.path.realpath(file))) for file in files)
-    files = [
-        file for file, at in resolved if at != table and not (at.parent == table.parent and begun.fullmatch(at.name))
-    ]
+    files = [file for file, at in resolved if at != table and not unfinished(at, table)]
     if not files:
         raise JobError(f"{', '.join(map(str, sources))}: no file in there; give films, or folders that hold some")
     return files
