@@ -105,7 +105,6 @@ def get_config() -> ConfigDict:
 
     config.select = ConfigDict()
     config.select.metric = "val_loss"  # any val_ figure of log.jsonl: the best checkpoint, the plateau, the early stop
-    config.select.mode = "min"  # min | max
     config.early_stopping_epochs = 0  # without a new best; 0: off
     config.max_skipped_steps = 20  # in a row whose loss or gradient is not finite; then training stops
     return config

@@ -21,5 +21,4 @@ def get_config() -> ConfigDict:
     config.objective = "contrastive"
     # The best step is the one whose nearest neighbours agree most on the held-out films.
     config.select.metric = "val_balanced_accuracy"
-    config.select.mode = "max"
     return config

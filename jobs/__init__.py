@@ -192,7 +192,8 @@ def whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         scratch.replace(path)
     except OSError as error:
-        if error.filename != str(scratch):
+        nameless = error.filename is None and error.errno in _FULL  # as a write on a full disk is
+        if error.filename != str(scratch) and not nameless:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # of the file that was asked for
     finally:

@@ -43,7 +43,7 @@ def main() -> None:
     diverged = train_all([cell.run for cell in cells], jax.devices(), Console(markup=False))
     if diverged is None:
         return
-    rows = grid.rank(cells, diverged, config.select)
+    rows = grid.rank(cells, diverged, config.select.metric)
     grid.write(rows, config.select.metric, workdir)
     print(grid.document(rows, config.select.metric))
     print(f"\nwritten: {', '.join(str(workdir / name) for name in grid.FILES)}")

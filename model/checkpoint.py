@@ -325,8 +325,7 @@ def set_aside_damaged(directory: Path, verified: int) -> list[Path]:
             json.loads((directory / str(step) / "metrics" / "metrics").read_text())
             if step != verified:
                 _restore(directory, step, _read_meta(directory, step), train=True)
-        except Exception as error:  # as above
-            _skipped(step, error)
+        except Exception:  # as above
             names = (directory / f"damaged-{step}-{count}" for count in itertools.count(1))
             moved.append((directory / str(step)).rename(next(name for name in names if not name.exists())))
     return moved

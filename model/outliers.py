@@ -29,7 +29,10 @@ def objection(film: Decoded) -> str | None:
     height, width = film.pixels.shape
     aspect = max(height, width) / min(height, width)
     if aspect > ASPECT_MAX:
-        return f"the picture is {aspect:.2f} times as long as wide; a chest film is at most {ASPECT_MAX:.0f} times"
+        return (
+            f"the longer side of the picture is {aspect:.2f} times the shorter; for a chest film it is at most "
+            f"{ASPECT_MAX:.0f} times: crop the picture to the chest"
+        )
     if film.chroma > CHROMA_MAX:
         return "this is a colour picture, and X-ray films are gray; if it shows one, save it in grayscale"
     low, high = np.percentile(film.pixels, [1, 99])

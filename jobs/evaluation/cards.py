@@ -10,7 +10,7 @@ from jobs.datasets.chest_xray.builder import ChestXray
 from jobs.evaluation import faithfulness
 from jobs.evaluation.fit import FALSE_REFUSALS, UNDECIDED
 from jobs.evaluation.intervals import RESAMPLES
-from jobs.evaluation.metrics import BINS, LOSSES
+from jobs.evaluation.metrics import BINS, LOGGED_LOSSES, LOSSES
 from jobs.evaluation.report import HELD_OUT, from_elsewhere
 from jobs.evaluation.shifts import SHIFTS
 from jobs.evaluation.tables import NO_WIDTH, markdown, number, points, share
@@ -155,7 +155,8 @@ def _training(meta: dict[str, Any]) -> str:
     balance = {"sampling": "a third of each class in every epoch", "loss": "classes weighted in the loss"}
     # Checkpoints of before there was such a field do not speak of it.
     left_out = config["data"].get("leave_out")
-    metric, best = config["select"]["metric"], max if config["select"]["mode"] == "max" else min
+    metric = config["select"]["metric"]
+    best = min if metric in LOGGED_LOSSES else max
     scores = {row["epoch"]: row[metric] for row in meta["history"] if row.get(metric) is not None}
     if meta["epoch"] == sum(phase["epochs"] for phase in _phases(config)):
         kept = "The last epoch"

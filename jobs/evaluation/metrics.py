@@ -17,6 +17,7 @@ from model.labels import CLASSES, NORMAL
 BINS = 15
 TOLERANCE = 1e-4  # of the sum of three probabilities
 LOSSES = ("log_loss", "brier", "ece", "ece_equal_mass")  # the smaller the better
+LOGGED_LOSSES = ("val_loss", "val_ece")  # of the figures of log.jsonl, those of which the smaller is the better
 PLAIN = (*LOSSES, "auroc", "average_precision")  # told as numbers; the rest are shares
 CLIP = 1e-7  # probabilities below it count as it in the log loss
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jobs import JobError
 from jobs.datasets import lineage
+from jobs.evaluation.metrics import LOGGED_LOSSES
 from jobs.training import journal, steps
 from jobs.training.plan import FIGURES, Compiled, flatten, phase_of, plain
 from model import checkpoint
@@ -135,6 +136,9 @@ def changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
     new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
     old = flatten(meta["config"])
+    mode = "min" if config.select.metric in LOGGED_LOSSES else "max"  # which was a field, and is not any more
+    if old.get("select.mode") == mode:
+        del old["select.mode"]
     names = sorted(old.keys() | new.keys())
     pairs = {name: [fields.get(name, ABSENT.get(name)) for fields in (old, new)] for name in names}
     return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}

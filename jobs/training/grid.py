@@ -153,13 +153,13 @@ def _text(value: Any) -> str:
     return str(value).replace(" ", "")
 
 
-def rank(cells: Sequence[Cell], diverged: Container[Path], select: ConfigDict) -> list[Row]:
+def rank(cells: Sequence[Cell], diverged: Container[Path], metric: str) -> list[Row]:
     """A row a cell, the best first and those that diverged last.
 
     Args:
       cells: those of `plan`, trained.
       diverged: workdirs of those that did.
-      select: config.select, by whose metric they are ranked.
+      metric: that of config.select.
     """
     rows = []
     for cell in cells:
@@ -171,7 +171,7 @@ def rank(cells: Sequence[Cell], diverged: Container[Path], select: ConfigDict) -
         rows.append(Row(cell, figures, meta["epoch"], checkpoint.parameters(meta), round(seconds(cell.run.workdir), 1)))
 
     # A best epoch of a score that is not finite has no place among the others, either.
-    return sorted(rows, key=lambda row: score(row.figures, select) if row.figures else -math.inf, reverse=True)
+    return sorted(rows, key=lambda row: score(row.figures, metric) if row.figures else -math.inf, reverse=True)
 
 
 def document(rows: Sequence[Row], metric: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -44,8 +43,8 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._events.close()
 
-    def add(self, history: list[dict[str, Any]], scores: list[float]) -> None:
-        """Tells of the last epoch of `history`."""
+    def add(self, history: list[dict[str, Any]], best: dict[str, Any]) -> None:
+        """Tells of the last epoch of `history`; `best` is the best one yet."""
         row = history[-1]
         self._write_log(history)
         for name, value in row.items():
@@ -54,7 +53,7 @@ class Journal:
                 self._events.write_event(told)
         self._events.flush()
         with whole(self._workdir / "curves.png") as path:
-            plots.learning_curves(history, history[int(np.argmax(scores))]["epoch"], path)
+            plots.learning_curves(history, best["epoch"], path)
         self._console.print(_line(row, self._epochs), soft_wrap=True)
 
     def _write_log(self, history: list[dict[str, Any]]) -> None:

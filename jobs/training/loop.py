@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -119,7 +120,7 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
         not beginning.changes(config, meta)
         and meta["dataset"]["fingerprint"] == films.facts(Path(config.data.dir), config.data.dataset)["fingerprint"]
         and not meta["losses"]
-        and _ended([score(row, config.select) for row in meta["history"]], config)
+        and _ended([score(row, config.select.metric) for row in meta["history"]], config)
     )
 
 
@@ -158,7 +159,7 @@ def _train(
     epoch_steps = compiled.order.steps_per_epoch
     end = epochs(config) * epoch_steps
     batches = feed(Batches(compiled.order, len(history) * epoch_steps + len(losses), end))
-    scores = [score(row, config.select) for row in history]
+    scores = [score(row, config.select.metric) for row in history]
     stopped, told = False, None
     with (
         checkpoint.Writer(workdir) as writer,
@@ -199,6 +200,9 @@ def _train(
                 speed = (len(losses) - begun) * config.global_batch_size / (time.monotonic() - started)
                 measured = measure(state.ema)
                 skipped = int(np.isnan(losses).sum())
+                # The optimizer's schedule goes by the steps that it took.
+                untaken = skipped + sum(row["skipped_steps"] for row in history[phase.first_epoch :])
+                last_taken = max(int(state.step) - 1 - untaken, phase.first_epoch * epoch_steps)
                 history.append(
                     {
                         "epoch": len(history) + 1,
@@ -206,13 +210,13 @@ def _train(
                         "train_loss": float(np.nanmean(losses)) if skipped < epoch_steps else math.nan,
                         **{name: figure(measured) for name, figure in FIGURES.items()},
                         "phase": compiled.phases.index(phase) + 1,
-                        "learning_rate": float(phase.learning_rate(int(state.step) - 1)) * scale,
+                        "learning_rate": float(phase.learning_rate(last_taken)) * scale,
                         "skipped_steps": skipped,
                         "images_per_second": round(speed, 1),
                         "seconds": round(time.monotonic() - started, 2),
                     }
                 )
-                scores.append(score(history[-1], config.select))
+                scores.append(score(history[-1], config.select.metric))
                 losses = []
             writer.save(
                 int(state.step),
@@ -223,7 +227,7 @@ def _train(
                 score=-math.inf if losses else scores[-1],
             )
             if journal and not losses:
-                journal.add(history, scores)
+                journal.add(history, _best(history, scores))
     if stopped:
         console.print(
             f"stopped by {signalled.name or 'SIGTERM'} after step {int(state.step)} of {end}, saved; the same command "
@@ -243,7 +247,10 @@ def _read(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[films.Spli
     resident = config.data.resident != "false"
     if config.data.resident == "auto":
         needed = sum(films.size(at, dataset, split) for split in ("train", "validation"))
-        resident = needed <= RESIDENT_SHARE * memory(steps.local(devices)[0])
+        room = memory(steps.local(devices)[0])
+        if jax.process_count() > 1:  # the smallest of all: they run one program
+            room = int(np.min(multihost_utils.process_allgather(np.float32(room))))
+        resident = needed <= RESIDENT_SHARE * room
     training, validation = _splits(config, resident)
     if config.data.balance == "smote":
         if not resident:
@@ -321,7 +328,10 @@ def _measure(
     """The figures of the held-out films; without a classifier, those of their nearest neighbours among the known."""
 
     def ask(split: tuple[Feed, np.ndarray]) -> np.ndarray:
-        return answers(eval_step, variables, split[0], len(split[1]), config.global_batch_size)
+        given = answers(eval_step, variables, split[0], len(split[1]), config.global_batch_size)
+        if not np.isfinite(given).all():
+            raise Diverged(f"the network answers with numbers that are not finite; {CURE}")
+        return given
 
     if config.objective == "contrastive":
         probabilities = neighbours.vote(ask(known), known[1], ask(held_out))
@@ -329,8 +339,6 @@ def _measure(
         from scipy.special import softmax  # half a second, which no `--help` should wait for
 
         probabilities = softmax(ask(held_out), axis=1)
-    if not np.isfinite(probabilities).all():
-        raise Diverged(f"what the network answers to held-out films is no number any more; {CURE}")
     return metrics.score(held_out[1], probabilities)
 
 
@@ -346,7 +354,7 @@ def answers(eval_step: steps.EvalStep, variables: Any, feed: Feed, count: int, b
 
 def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]], scores: list[float]) -> str:
     """What a person is told of a run that has ended, and what to do next."""
-    best = history[int(np.argmax(scores))]
+    best = _best(history, scores)
     if config.objective == "contrastive":
         begun = ("--config", "CONFIG", f"--config.init_from={workdir}", "--workdir", f"{workdir}_tuned")
         then = f"{command('train', *begun)}, with a CONFIG of the same network"
@@ -359,17 +367,22 @@ def _conclusion(config: ConfigDict, workdir: Path, history: list[dict[str, Any]]
     )
 
 
+def _best(history: list[dict[str, Any]], scores: list[float]) -> dict[str, Any]:
+    """The epoch whose checkpoint is the best: of equals the latest, as `checkpoint.load` has it."""
+    return max(zip(scores, history, strict=True), key=lambda pair: (pair[0], pair[1]["epoch"]))[1]
+
+
 def _epochs_skipped(history: list[dict[str, Any]], epoch_steps: int) -> int:
     """How many epochs in a row, up to the last, took no step that was finite."""
     return len(list(itertools.takewhile(lambda row: row["skipped_steps"] == epoch_steps, reversed(history))))
 
 
-def score(row: dict[str, Any], select: ConfigDict) -> float:
+def score(row: dict[str, Any], metric: str) -> float:
     """The selection metric of an epoch, larger being better; not finite is the worst there is."""
-    value = row[select.metric]
+    value = row[metric]
     if value is None or not math.isfinite(value):
         return -math.inf
-    return -value if select.mode == "min" else value
+    return -value if metric in metrics.LOGGED_LOSSES else value
 
 
 def _ended(scores: list[float], config: ConfigDict) -> bool:

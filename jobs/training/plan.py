@@ -37,7 +37,6 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "val_binary_auroc": lambda scores: scores["binary"]["auroc"],
 }
 
-
 # Of every number in a config; NaN lies in none of them.
 BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
@@ -149,7 +148,6 @@ def check(config: ConfigDict) -> None:
         "data.balance": ("none", "loss", "sampling", "smote"),
         "data.resident": ("auto", "true", "false"),
         "select.metric": tuple(FIGURES),
-        "select.mode": ("min", "max"),
     }
     fields = (*choices, *BOUNDS, *OTHERS)
     for name, value in flatten(plain(config)).items():

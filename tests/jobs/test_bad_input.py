@@ -323,7 +323,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     command_line = [sys.executable, "-c", code]
     result = subprocess.run(command_line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "File too large; free some room, or give a place that can be written" in result.stderr
+    assert f"File too large: '{tmp_path / 'file'}'; free some room, or give a place that can" in result.stderr
     assert "Traceback" not in result.stderr
     assert (tmp_path / "file").read_text() == "older"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -135,14 +135,14 @@ def test_a_classifier_that_fits_is_said_to_be_kept(phantom_data, tmp_path):
 def test_a_backbone_without_labels_may_begin_elsewhere(phantom_data, weights, tmp_path):
     made = config(phantom_data, objective="contrastive", init_from=str(weights[0]))
     made.model.architecture, made.model.options = "vgg", type(made)(OPTIONS)
-    made.select.metric, made.select.mode, made.data.balance = "val_balanced_accuracy", "max", "none"
+    made.select.metric, made.data.balance = "val_balanced_accuracy", "none"
     made.epochs = 1
     assert "; new: projection/dense1/bias, " in train(made, tmp_path)
 
 
 def test_a_backbone_trained_without_labels(phantom_data, tmp_path):
     made = config(phantom_data, objective="contrastive", **{"select.metric": "val_balanced_accuracy"})
-    made.select.mode, made.data.balance = "max", "none"
+    made.data.balance = "none"
     printed = train(made, tmp_path / "selfsup")
     assert f"--config.init_from={tmp_path / 'selfsup'}" in printed
     found = checkpoint.load(tmp_path / "selfsup")

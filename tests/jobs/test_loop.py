@@ -93,10 +93,25 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(straight):
 
 
 def test_another_metric_selects(phantom_data, tmp_path):
-    made = config(phantom_data, epochs=3, **{"select.metric": "val_accuracy", "select.mode": "max"})
+    made = config(phantom_data, epochs=3, **{"select.metric": "val_accuracy"})
     train(made, tmp_path)
     rows = log(tmp_path)
     assert checkpoint.load(tmp_path).meta["metrics"]["val_accuracy"] == max(row["val_accuracy"] for row in rows)
+
+
+def test_of_equal_epochs_the_latest_is_announced_and_kept(phantom_data, tmp_path):
+    made = config(phantom_data, epochs=3, **{"select.metric": "val_accuracy"})
+    made.optimizer.learning_rate = 0.0
+    assert "best: epoch 3, val_accuracy" in train(made, tmp_path)
+    assert checkpoint.load(tmp_path).meta["epoch"] == 3
+
+
+def test_a_run_of_before_the_metric_told_the_better_end_goes_on(straight):
+    meta = checkpoint.load(straight[0]).meta
+    made = type(base.get_config())(meta["config"])
+    for mode, changed in (("min", set()), ("max", {"select.mode"})):
+        meta["config"]["select"]["mode"] = mode
+        assert beginning.changes(made, meta).keys() == changed
 
 
 def test_going_on_gives_the_run_that_was_not_interrupted(phantom_data, straight, tmp_path, monkeypatch):
@@ -191,7 +206,6 @@ def test_early_stopping(phantom_data, tmp_path):
     made = config(phantom_data, epochs=50, early_stopping_epochs=2)
     made.select.metric = "val_accuracy"
     made.optimizer.learning_rate = 0.0  # nothing changes, so the first epoch stays the best
-    made.select.mode = "max"
     printed = train(made, tmp_path)
     assert [row["epoch"] for row in log(tmp_path)] == [1, 2, 3]
     assert "stopped early: no better val_accuracy in 2 epochs" in printed
@@ -201,7 +215,7 @@ def test_reduce_on_plateau(phantom_data, tmp_path):
     made = config(phantom_data, epochs=4)
     made.optimizer.schedule, made.optimizer.learning_rate = "constant", 1e-12
     made.optimizer.plateau_factor, made.optimizer.plateau_patience = 0.5, 1
-    made.select.metric, made.select.mode = "val_accuracy", "max"
+    made.select.metric = "val_accuracy"
     train(made, tmp_path)
     rates = [row["learning_rate"] for row in log(tmp_path)]
     np.testing.assert_allclose(rates, [1e-12, 1e-12, 0.5e-12, 0.25e-12])
@@ -256,16 +270,19 @@ def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tm
         train(config(phantom_data, epochs=3, max_skipped_steps=5), tmp_path / "all")  # of three steps an epoch
     spared = 2
     train(config(phantom_data, epochs=3, max_skipped_steps=2), tmp_path / "every other")
-    assert [row["skipped_steps"] for row in log(tmp_path / "every other")] == [2, 1, 2]
+    rows = log(tmp_path / "every other")
+    assert [row["skipped_steps"] for row in rows] == [2, 1, 2]
+    schedule = optim.schedule("cosine", 2e-3, 0, 9)
+    # One step was taken after the first epoch, three after the second, four after the third.
+    np.testing.assert_allclose([row["learning_rate"] for row in rows], [schedule(0), schedule(2), schedule(3)])
 
 
-def test_answers_that_are_no_numbers_are_a_run_that_diverged(phantom_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("objective", ["supervised", "contrastive"])
+def test_answers_that_are_no_numbers_are_a_run_that_diverged(phantom_data, tmp_path, monkeypatch, objective):
     real = loop.answers
     monkeypatch.setattr(loop, "answers", lambda *args: real(*args) * np.nan)
-    with pytest.raises(
-        loop.Diverged, match="answers to held-out films is no number any more; lower --config.optimizer"
-    ):
-        train(config(phantom_data), tmp_path)
+    with pytest.raises(loop.Diverged, match="answers with numbers that are not finite; lower --config.optimizer"):
+        train(config(phantom_data, objective=objective), tmp_path)
 
 
 def test_too_little_memory_is_told_with_the_cure(phantom_data, tmp_path, monkeypatch):

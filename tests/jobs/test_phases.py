@@ -242,7 +242,7 @@ def test_the_last_phase_may_be_made_longer(phantom_data, tmp_path):
 
 
 def test_only_the_last_phase_stops_early(phantom_data, tmp_path):
-    made = small(phantom_data, early_stopping_epochs=1, **{"select.metric": "val_accuracy", "select.mode": "max"})
+    made = small(phantom_data, early_stopping_epochs=1, **{"select.metric": "val_accuracy"})
     made.optimizer.plateau_factor, made.optimizer.plateau_patience = 0.5, 1
     base.train_in(made, *(base.phase(3, 1e-12, "head", schedule="constant") for _ in range(2)))  # nothing changes
     printed = train(made, tmp_path)

@@ -175,7 +175,7 @@ def test_films_that_no_one_would_answer_are_kept_and_told(kaggle):
     }
     assert {entry.detail[:38] for entry in found.objected} == {
         "the picture is blank, or nearly so; se",
-        "the picture is 4.69 times as long as w",
+        "the longer side of the picture is 4.69 ",
     }
     names = {film.name for films in found.splits.values() for film in films}
     assert {"IM-0990-0001.jpeg", "IM-0991-0001.jpeg"} < names and len(found.quarantine) == 1

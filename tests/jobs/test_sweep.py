@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import base
@@ -162,7 +161,7 @@ def test_folders_are_named_for_the_values_in_any_order(tmp_path):
 
 
 def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch):
-    made = tiny(phantom_data, **{"select.metric": "val_binary_auroc", "select.mode": "max", "max_skipped_steps": 2})
+    made = tiny(phantom_data, **{"select.metric": "val_binary_auroc", "max_skipped_steps": 2})
     real = objectives.supervised
 
     def poisoned(module, recipe, *args):
@@ -182,7 +181,7 @@ def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch)
         cells = grid.plan(made, tmp_path, grid.parse(typed, made))
         text = io.StringIO()
         diverged = runs.train_all([cell.run for cell in cells], jax.devices()[:1], Console(file=text, width=200))
-        rows = grid.rank(cells, diverged, made.select)
+        rows = grid.rank(cells, diverged, made.select.metric)
         grid.write(rows, made.select.metric, tmp_path)
         return rows, diverged, text.getvalue()
 
@@ -219,20 +218,22 @@ def test_a_sweep_ranks_its_runs_and_goes_on(phantom_data, tmp_path, monkeypatch)
     assert [float(row["val_loss"]) for row in written] == [row.figures["val_loss"] for row in rows]
 
 
-@pytest.mark.parametrize(("mode", "order"), [("min", ["b", "a", "c"]), ("max", ["a", "b", "c"])])
-def test_ranks(tmp_path, monkeypatch, mode, order):
-    losses = {"a": 2.0, "b": 1.0, "c": None}
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [("val_loss", ["b", "a", "c"]), ("val_ece", ["b", "a", "c"]), ("val_accuracy", ["a", "b", "c"])],
+)
+def test_ranks(tmp_path, monkeypatch, metric, order):
+    values = {"a": 2.0, "b": 1.0, "c": None}
     cells = [grid.Cell({"dtype": name}, runs.Run(name, tmp_path / name, base.get_config())) for name in "cab"]
-    select = ConfigDict({"metric": "val_loss", "mode": mode})
     monkeypatch.setattr(grid, "seconds", lambda workdir: 1.0)
     monkeypatch.setattr(
         grid.checkpoint,
         "load",
         lambda workdir, which: SimpleNamespace(
-            meta={"arrays": {}, "epoch": 1, "metrics": dict.fromkeys(FIGURES, 0.0) | {"val_loss": losses[workdir.name]}}
+            meta={"arrays": {}, "epoch": 1, "metrics": dict.fromkeys(FIGURES, 0.0) | {metric: values[workdir.name]}}
         ),
     )
-    assert [row.cell.values["dtype"] for row in grid.rank(cells, {}, select)] == order
+    assert [row.cell.values["dtype"] for row in grid.rank(cells, {}, metric)] == order
 
 
 def test_a_table_is_padded_and_times_are_short():

@@ -58,7 +58,7 @@ def test_an_extreme_aspect_is_refused(size, refused):
     reason = objection(decoded(GRAY.resize(size)))
     assert (reason is not None) == refused
     if refused:
-        assert "times as long as wide; a chest film is at most 4 times" in reason
+        assert "times the shorter; for a chest film it is at most 4 times: crop the picture" in reason
 
 
 def test_a_blank_picture_is_refused():
