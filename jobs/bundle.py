@@ -13,6 +13,7 @@ has none until it is calibrated itself; where the same are bundled there once mo
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -65,6 +66,12 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             "says no more than it alone; give each --checkpoint once"
         )
     place = out.resolve()  # of a link what it leads to is replaced
+    beside = [path for path in place.parent.iterdir() if path != place] if place.parent.is_dir() else []
+    if checkpoint.claimed(place) or (
+        re.fullmatch(f"{checkpoint.MEMBER}[0-9]+", place.name)
+        and (checkpoint.steps(place.parent) or any(map(checkpoint.member_number, beside)))
+    ):
+        raise JobError(f"{out} would become a part of another checkpoint; give another --out")
     # What is no part of a bundle was put there by somebody; it is not ours to replace.
     strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
     within = [source for source in sources if place in (source.resolve(), *source.resolve().parents)]

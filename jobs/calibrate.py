@@ -38,6 +38,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bund
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
 _PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral films, such as 0.6,0.25,0.15.")
 
+SHARE_MIN = 0.001  # of a class, in a prior
+
 
 def main() -> None:
     calibrate(Path(_CHECKPOINT.value), Path(_DATA_DIR.value), _prior(_PRIOR.value))
@@ -50,9 +52,10 @@ def _prior(words: list[str] | None) -> tuple[float, ...] | None:
         shares = tuple(float(word) for word in words)
     except ValueError as error:
         raise UsageError(f"--prior={','.join(words)}: {error}; give three shares, such as 0.6,0.25,0.15") from error
-    if len(shares) != len(CLASSES) or min(shares) <= 0 or not np.isclose(sum(shares), 1, atol=1e-3):
+    if len(shares) != len(CLASSES) or min(shares) < SHARE_MIN or not np.isclose(sum(shares), 1, atol=1e-3):
         raise UsageError(
-            f"--prior={','.join(words)}: {len(CLASSES)} shares above 0 and of sum 1 are needed, of {', '.join(CLASSES)}"
+            f"--prior={','.join(words)}: {len(CLASSES)} shares of at least {SHARE_MIN} and of sum 1 are needed, of "
+            f"{', '.join(CLASSES)}"
         )
     return shares
 
@@ -61,8 +64,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
     """Fits, writes calibration.json into `directory`, and prints what changed.
 
     Raises:
-      JobError: the data are not those that the checkpoint was trained on, or lack a class; or `directory` cannot be
-        written to.
+      JobError: the data are not those that the checkpoint was trained on, or lack a class; or the file cannot be
+        written.
     """
     predictor = Predictor.open(directory, calibrated=False)
     dataset = predictor.meta["dataset"]
@@ -78,6 +81,8 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
                 f"no film of the {name} split is {' or '.join(CLASSES[label] for label in missing)}; every class is "
                 "needed there: prepare a source that has two patients of each at least"
             )
+    if (directory / FILE).is_dir():
+        raise JobError(f"{directory / FILE} is a folder, where the calibration is to be; remove it")
     try:
         with tempfile.TemporaryFile(dir=directory):  # a place that cannot be is known before the work
             pass

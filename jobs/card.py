@@ -27,6 +27,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bund
 _REPORT = flags.DEFINE_string("report", None, "The folder that `evaluate.py --full` wrote.")
 _OUT = flags.DEFINE_string("out", None, "The file to write; CHECKPOINT/MODEL_CARD.md where none is given.")
 
+DOCS = Path("docs/report")  # where that of the bundled model lies
+
 
 def main() -> None:
     directory = Path(_CHECKPOINT.value)
@@ -36,17 +38,19 @@ def main() -> None:
             f"{directory} is not calibrated; do that first: {command('calibrate', '--checkpoint', directory)}"
             + (" (of a cross-validation, one of its members)" if len(predictor.metas) > 1 else "")
         )
-    folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", Path("docs/report")]
+    folders = [Path(_REPORT.value)] if _REPORT.value else [directory / "report", DOCS]
     folder, measured = _report(predictor, directory, folders)
     out = Path(_OUT.value) if _OUT.value else directory / cards.FILE
     check_replaceable(out, headed(cards.TITLE), "model card")
     try:
         text = cards.card(predictor, measured, folder)
-    except KeyError as missing:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        absent = isinstance(error, KeyError)
+        what = f"has no figure named {error}" if absent else f"has a figure that cannot be one ({error})"
         raise JobError(
-            f"{folder} has no figure named {missing}: another version wrote it; write it again: "
+            f"{folder} {what}: another version wrote it, or it is damaged; write it again: "
             f"{command('evaluate', '--checkpoint', directory, '--full', '--out', folder)}"
-        ) from missing
+        ) from error
     with whole(out) as path:
         path.write_text(text, encoding="utf-8")
     print(f"{out}, with the figures of {folder}")
@@ -59,7 +63,8 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
       JobError: there is none, or it lacks what --full adds.
     """
     # Within a bundle a report would be served and shared with it.
-    at = folders[0] if (directory / "log.jsonl").exists() else folders[-1]
+    usual = directory / "report" if (directory / "log.jsonl").exists() else DOCS
+    at = folders[0] if _REPORT.value and not folders[0].exists() else usual
     cure = command("evaluate", "--checkpoint", directory, "--full", "--out", at)
     problems = []
     assert predictor.calibration

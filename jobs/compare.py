@@ -34,11 +34,11 @@ def main(arguments: list[str]) -> None:
     if missing := set(first.names) ^ set(second.names):
         alone = min(missing)
         where = arguments[0] if alone in first.names else arguments[1]
-        raise JobError(different.format(f"{counted(len(missing), 'film')} in one alone, such as {alone} in {where}"))
+        raise JobError(different.format(f"{counted(len(missing), 'film')} in one alone, such as {alone!r} in {where}"))
     for what, one, other in (("labels", first.labels, second.labels), ("patients", first.patients, second.patients)):
         if differing := [name for name, a, b in zip(first.names, one, other, strict=True) if a != b]:
             raise JobError(
-                different.format(f"their {what} differ in {counted(len(differing), 'film')}, such as {differing[0]}")
+                different.format(f"their {what} differ in {counted(len(differing), 'film')}, such as {differing[0]!r}")
             )
     print(table(first, second))
 

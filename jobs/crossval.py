@@ -36,7 +36,7 @@ from model.weights import WeightsError
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the members live; runs/crossval-CONFIG where none is given.")
 _FOLDS = flags.DEFINE_integer("folds", 5, "How many folds; as many patients of each class are needed.", 2)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds each fold is trained with, from config.seed on.", 1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds each fold is trained with, from config.seed on.", 1, 100)
 flags.mark_flag_as_required("config")
 
 

@@ -53,6 +53,9 @@ def main() -> None:
             "--prevalence is of PPV and NPV, which are those of operating points, and there are none: "
             f"{_CHECKPOINT.value} is not calibrated; do that first: {calibrate}"
         )
+    facts = predictor.calibration.facts if predictor.calibration else None
+    fitted_to = (facts["dataset"]["fingerprint"], facts["split"]) if facts else None
+    replaced = report.told(Path(_OUT.value))
     split = films.read_as_trained(predictor.metas, Path(_DATA_DIR.value), _SPLIT.value)
     measured, written = report.write(
         predictor, split, _SPLIT.value, _METHOD.value, _PREVALENCE.value, _FULL.value, Path(_OUT.value)
@@ -62,7 +65,9 @@ def main() -> None:
         print(f"These films are of another source than those of training: {split.facts['citation']}")
     if measured["films_are"] == report.TRAINED_ON:
         print("The model was trained on films of this split, so these figures flatter it.")
-    elif measured["films_are"] != report.HELD_OUT:
+    elif fitted_to == (split.facts["fingerprint"], _SPLIT.value):
+        print("The calibration and its thresholds were fitted to these films, which flatters what is said of them.")
+    if measured["films_are"] not in (report.HELD_OUT, report.TRAINED_ON):
         print(f"These films are {measured['films_are']}: where the model has seen them, the figures flatter it.")
     if unnamed := sum(not films.named(patient) for patient in split.patients):
         print(
@@ -83,6 +88,8 @@ def main() -> None:
                 print(metrics.line(name, share, measured["intervals"]["pointing_game"][name]))
     if widthless(measured):
         print(f"\n{NO_WIDTH}\n")
+    if replaced:
+        print(f"in place of the report that was there, of {replaced}:")
     print("\n".join(f"  {path}" for path in written))
 
 

@@ -53,7 +53,7 @@ BATCHES = (1, 7)  # of random films, that they are compared on
 
 def main() -> None:
     if Path(_OUT.value).suffix != f".{_FORMAT.value}":
-        raise UsageError(f"--out={_OUT.value} must end in .{_FORMAT.value}")
+        raise UsageError(f"--out={_OUT.value} must be a name that ends in .{_FORMAT.value}")
     export(Path(_CHECKPOINT.value), _FORMAT.value, Path(_OUT.value))
 
 
@@ -66,6 +66,8 @@ def export(directory: Path, kind: str, out: Path) -> None:
     """
     if out.exists():
         raise JobError(f"{out} is there already; remove it, or give another --out")
+    if within := checkpoint.claimed(out):
+        raise JobError(f"{out} is within a step of {within}; give another --out")
     absent = [name for name in ("onnx", "onnxruntime") if kind == "onnx" and not importlib.util.find_spec(name)]
     if absent:
         raise JobError(f"{' and '.join(absent)} not installed; pip install -r requirements-export.txt")

@@ -76,11 +76,11 @@ class Calibration:
             stored = json.loads(path.read_text())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); {cure}") from error
         if not isinstance(stored, dict) or stored.pop("sha256", None) != json_digest(stored):
             raise CheckpointError(f"{path} does not match its digest: it is damaged; {cure}")
-        if stored.pop("format") != FORMAT:
+        if stored.pop("format", None) != FORMAT or stored.keys() != {one.name for one in dataclasses.fields(cls)}:
             raise CheckpointError(f"{path} was made by another version; {cure}")
         if stored["weights"] != list(weights):
             raise CheckpointError(

@@ -263,6 +263,15 @@ def steps(directory: Path) -> list[int]:
         raise CheckpointError(f"{directory} cannot be read ({error.strerror}); mend its permissions") from error
 
 
+def claimed(place: Path) -> Path | None:
+    """The run or bundle of which `place` is a step, or would be taken for one, or in a step of which it lies."""
+    place = place.resolve()
+    for folder in (place, *place.parents):
+        if is_step(folder.name) and any((folder.parent / str(step) / "meta").is_dir() for step in steps(folder.parent)):
+            return folder.parent
+    return None
+
+
 def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool = False) -> Checkpoint:
     """Loads and verifies a step; where one is damaged, the next in order is taken and a warning says why.
 
@@ -289,16 +298,23 @@ def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool
             return _restore(directory, step, meta, train)
         except Exception as error:  # Orbax and tensorstore raise a dozen kinds for damaged files
             problems.append(_skipped(step, error))
-    raise CheckpointError(f"no step of {directory} can be loaded: " + "; ".join(problems))
+    raise CheckpointError(
+        f"no step of {directory} can be loaded: {'; '.join(problems)}; put a copy back in its place, or train again"
+    )
 
 
 def member_folders(directory: Path) -> list[Path]:
     """The folders of an ensemble's members, in order; those of a checkpoint alone are itself.
 
     Raises:
-      CheckpointError: a member is missing.
+      CheckpointError: a member is missing, or there are steps beside them.
     """
     found = {number: path for path in Path(directory).glob(f"{MEMBER}*") if (number := member_number(path))}
+    if found and steps(directory):
+        raise CheckpointError(
+            f"{directory} holds a checkpoint of its own and {MEMBER}{min(found)}; which of them is meant is not known: "
+            "move one elsewhere"
+        )
     if missing := set(range(1, max(found, default=0))) - found.keys():
         raise CheckpointError(
             f"{directory} holds {MEMBER}{max(found)}, but no {MEMBER}{min(missing)}: its answer would be that of fewer "

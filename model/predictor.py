@@ -85,9 +85,11 @@ class Predictor:
             ("storage size", self.meta["storage_size"], lambda meta: meta.get("storage_size")),
             ("dataset", _dataset(self.meta), _dataset),
         ):
-            for meta in self.metas:
+            for number, meta in enumerate(self.metas, 1):
                 if of(meta) != wanted:
-                    raise checkpoint.CheckpointError(f"a checkpoint's {what} is {of(meta)}; {wanted} is needed")
+                    which = f"network {number} of {len(self.metas)}: its" if len(self.metas) > 1 else "its"
+                    cure = "; leave it out, or train it as the first was" if number > 1 else ""
+                    raise checkpoint.CheckpointError(f"{which} {what} is {of(meta)}; {wanted} is needed{cure}")
         self.storage_size: int = self.meta["storage_size"]
         self.members = tuple(map(_member, self.metas))
         self.variables = jax.device_put(

@@ -21,6 +21,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.data_classes import ListFiles
 
 from model import gradcam, preprocess
 from model.checkpoint import CheckpointError
@@ -35,6 +36,8 @@ KEPT_MINUTES = 60  # for which uploads and their pictures stay on the server
 METHOD, OPACITY = "gradcam", 0.6
 READING = "reading"  # what opens films: all of it shares one limit, for a large film takes a gigabyte
 
+SEND = "files must be a list of uploads, one at least: [handle_file(PATH), ...]"
+
 # What `launch` is to be given; tests launch with the same.
 LAUNCH: dict[str, Any] = {
     # Fonts of the system: the page asks no other server for anything.
@@ -47,6 +50,18 @@ LAUNCH: dict[str, Any] = {
     "run_history": False,
     "ssr_mode": False,
 }
+
+
+class Uploads(ListFiles):
+    """Films to read; one alone is a list of one."""  # the page for programs shows it
+
+    @classmethod
+    def model_validate(cls, obj: Any, *args: Any, **settings: Any) -> Uploads:
+        """As Gradio calls it, with what a program sent; gr.Error where that is no list of uploads."""
+        try:
+            return super().model_validate([obj] if isinstance(obj, dict) else obj, *args, **settings)
+        except ValueError as error:
+            raise gr.Error(SEND, print_exception=False) from error
 
 
 def build(checkpoint: Path) -> gr.Blocks:
@@ -140,9 +155,11 @@ def _lay_out(predictor: Predictor) -> None:
     gr.on([chosen.input, method.input, opacity.change], **showing, trigger_mode="always_last", show_progress="hidden")
 
     # For programs. Hidden components, so that Gradio checks their uploads as it checks those of the page.
+    sent = gr.File(label="files", file_count="multiple", visible=False)
+    sent.data_model = Uploads
     gr.Button(visible=False).click(
         functools.partial(predict, predictor),
-        gr.File(label="files", file_count="multiple", visible=False),
+        sent,
         gr.JSON(label="answers", visible=False),
         api_name="predict",
         concurrency_id=READING,
@@ -185,7 +202,7 @@ def show(predictor: Predictor, films: list[str], chosen: int, method: str, opaci
       gr.Error: there is none any more: of a page that was left for an hour, or is older than the server, Gradio has
         forgotten what it held.
     """
-    if chosen not in range(len(films)):
+    if not isinstance(chosen, int) or chosen not in range(len(films)):
         raise gr.Error("This page was left for too long: send the films again.", print_exception=False)
     path = films[chosen]
     prediction = ask(predictor, path, method)
@@ -207,9 +224,15 @@ def named(films: list[str]) -> list[str]:
 
 
 def predict(predictor: Predictor, files: list[str] | None) -> list[dict[str, Any]]:
-    """Answers to uploads, in order, as JSON values; probabilities keep all their digits."""
+    """Answers to uploads, in order, as JSON values; probabilities keep all their digits.
+
+    Raises:
+      gr.Error: there are none.
+    """
+    if not files:
+        raise gr.Error(SEND, print_exception=False)
     answers = []
-    for path in files or []:
+    for path in files:
         prediction = ask(predictor, path)
         numbers = prediction.probabilities
         answers.append(

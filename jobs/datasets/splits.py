@@ -81,13 +81,15 @@ def deal(films: Iterable[Film], folds: int, salt: str) -> list[list[Film]]:
     Raises:
       JobError: a class has fewer patients than there are folds.
     """
-    dealt: list[list[Film]] = [[] for _ in range(folds)]
-    for label, ranked in sorted(_ranked(films, salt).items()):
+    by_class = sorted(_ranked(films, salt).items())
+    for label, ranked in by_class:
         if len(ranked) < folds:
             raise JobError(
                 f"{folds} folds need {folds} patients of each class, and {len(ranked)} are {CLASSES[label]}; "
                 "take fewer folds, or prepare more films"
             )
+    dealt: list[list[Film]] = [[] for _ in range(folds)]
+    for _, ranked in by_class:
         counts = [0] * folds
         for members in sorted(ranked, key=len, reverse=True):
             fold = counts.index(min(counts))

@@ -6,7 +6,7 @@ import csv
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,34 +58,59 @@ def read(path: Path) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets mark UTF-8 so
             reader = csv.DictReader(file)
-            if absent := NEEDED - set(reader.fieldnames or ()):
+            columns = reader.fieldnames or ()
+            if not columns:
+                raise ValueError("the file is empty")
+            if absent := NEEDED - set(columns):
                 raise ValueError(f"no column {', '.join(sorted(absent))}; columns are parted by commas")
-            rows = sorted(reader, key=lambda row: row["name"])
+            if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+                raise ValueError(f"more than one column {', '.join(twice)}")
+            rows = sorted((_row(row, f"line {reader.line_num}") for row in reader), key=lambda row: row.name)
         if not rows:
             raise ValueError("no row below the names of the columns")
-        names = [row["name"] for row in rows]
-        if twice := next((one for one, other in itertools.pairwise(names) if one == other), None):
-            raise ValueError(f"{len(rows)} rows of {len(set(names))} films: {twice} is there more than once")
-        patients = [row["patient"] for row in rows]
-        if without := sum(not patient for patient in patients):
-            raise ValueError(f"{without} of {len(rows)} rows name no patient")
-        if other := next((row for row in rows if row["label"] not in CLASSES), None):
-            raise ValueError(f"{other['name']} is labelled {other['label']!r}; {', '.join(CLASSES)} are known")
-        labels = np.array([CLASSES.index(row["label"]) for row in rows])
-        probabilities = np.array([[float(row[name]) for name in CLASSES] for row in rows])
-        sums = probabilities.sum(axis=1)
-        if (off := np.abs(sums - 1)).max() > metrics.TOLERANCE:
-            worst = int(off.argmax())
-            raise ValueError(
-                f"the probabilities of {names[worst]} sum to {sums[worst]:.7g}, which must be 1 within "
-                f"{metrics.TOLERANCE:g}; take the table as it was written, with all its digits"
-            )
-        metrics.check(labels, probabilities)
+        names = [row.name for row in rows]
+        if again := next((one for one, other in itertools.pairwise(names) if one == other), None):
+            raise ValueError(f"{len(rows)} rows of {len(set(names))} films: {again!r} is there more than once")
+        probabilities = np.array([row.probabilities for row in rows])
         probabilities /= probabilities.sum(axis=1, keepdims=True)  # seven digits were written
-        return Predictions(names, patients, labels, probabilities)
+        return Predictions(names, [row.patient for row in rows], np.array([row.label for row in rows]), probabilities)
     except IsADirectoryError as error:
         raise JobError(f"{path} is a folder; give the predictions.csv of a report") from error
     except OSError as error:
         raise JobError(f"{path} cannot be read ({error.strerror}); python jobs/evaluate.py writes one") from error
-    except (KeyError, ValueError, TypeError, IndexError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise JobError(f"{path} holds no predictions ({error}); python jobs/evaluate.py writes them") from error
+
+
+class _Row(NamedTuple):
+    name: str
+    patient: str
+    label: int
+    probabilities: list[float]
+
+
+def _row(cells: dict[str | None, Any], where: str) -> _Row:
+    """What a line says; ValueError where it cannot be meant, with the line and the cell."""
+    if any(cells.pop(None, [])):  # DictReader's place for what has no column
+        raise ValueError(f"{where} has more cells than there are columns")
+    if short := [name for name, cell in cells.items() if cell is None]:
+        raise ValueError(f"{where} ends before {', '.join(map(str, short))}; the file may be cut short")
+    for name in ("name", "patient"):
+        if not cells[name].strip():
+            raise ValueError(f"{where} has no {name}")
+    if cells["label"] not in CLASSES:
+        raise ValueError(f"{where} is labelled {cells['label']!r}; {', '.join(CLASSES)} are known")
+    probabilities = []
+    for name in CLASSES:
+        try:
+            probabilities.append(float(cells[name]))
+        except ValueError:
+            raise ValueError(f"{where} has {cells[name]!r} for {name}, which is no number") from None
+        if not 0 <= probabilities[-1] <= 1:  # NaN, too
+            raise ValueError(f"{where} has {cells[name]} for {name}; a probability is from 0 to 1")
+    if abs(sum(probabilities) - 1) > metrics.TOLERANCE:
+        raise ValueError(
+            f"{where} has probabilities of sum {sum(probabilities):.7g}, which must be 1 within {metrics.TOLERANCE:g}; "
+            "take the table as it was written, with all its digits"
+        )
+    return _Row(cells["name"], cells["patient"], CLASSES.index(cells["label"]), probabilities)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
-from jobs import check_replaceable, headed, whole
+from jobs import UsageError, check_replaceable, headed
 from jobs.datasets.films import Split
 from jobs.datasets.lineage import unchecked
 from jobs.evaluation import decisions, examine, faithfulness, metrics, plots, predictions
 from jobs.evaluation.intervals import estimate, intervals, mean
+from model import checkpoint
 from model.gradcam import upsample
 from model.labels import CLASSES
 from model.predictor import BATCH_SIZE, REFUSED, Prediction, Predictor
@@ -29,6 +30,7 @@ PLOTS = (
     *("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "risk_coverage.png"),
     *("class_distribution.png", "heatmaps.png", *OF_FULL),
 )
+FILES = ("metrics.json", "predictions.csv", *PLOTS)
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
@@ -56,7 +58,7 @@ def write(
       The contents of metrics.json, and the paths of what was written.
 
     Raises:
-      UsageError: what would be replaced there is none of a report.
+      UsageError: what would be replaced there is none of a report, or it is a place for steps of a checkpoint.
       ValueError: the split is stored at another size than the checkpoint was trained on.
     """
     _check_replaceable(out)
@@ -135,21 +137,53 @@ def write(
     if full:
         parts["shifts.png"] = lambda path: plots.shift_curves(measured["shifts"], path)
         parts["maps.png"] = lambda path: plots.map_methods(measured["maps"], path)
-    # What is in the folder belongs together: metrics.json goes first and comes back last.
+    parts["metrics.json"] = lambda path: path.write_text(json.dumps(measured, indent=1))
     with tempfile.TemporaryDirectory(prefix=".report-", dir=out) as scratch:
         for name, make in parts.items():
             make(Path(scratch) / name)
-        for name in ("metrics.json", *OF_FULL):
-            (out / name).unlink(missing_ok=True)
-        for name in parts:
-            (Path(scratch) / name).replace(out / name)
-    with whole(out / "metrics.json") as path:
-        path.write_text(json.dumps(measured, indent=1))
-    return measured, [out / name for name in ("metrics.json", *parts)]
+        _take_place(Path(scratch), list(parts), out)
+    return measured, [out / name for name in parts]
+
+
+def _take_place(new: Path, names: Sequence[str], out: Path) -> None:
+    """Moves the files of a report to `out`; those of an older one there are back where that fails.
+
+    What is in the folder belongs together: metrics.json, the last of `names`, goes first and comes back last.
+    """
+    older = new / "older"
+    older.mkdir()
+    placed: list[Path] = []
+    try:
+        for name in FILES:
+            if (out / name).exists():
+                (out / name).rename(older / name)
+        for name in names:
+            placed.append((new / name).rename(out / name))  # noqa: PERF401  (those moved before a failure count)
+    except BaseException:
+        for path in placed:
+            path.unlink()
+        for path in older.iterdir():
+            path.replace(out / path.name)
+        raise
+
+
+def told(out: Path) -> str:
+    """What report lies in `out`, for a person who is about to replace it; empty where there is none."""
+    try:
+        measured = json.loads((out / "metrics.json").read_text())
+        steps = ", ".join(map(str, measured["checkpoint"]["steps"]))
+        return f"step {steps} on {measured['split']}{', with --full' if 'shifts' in measured else ''}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _check_replaceable(out: Path) -> None:
-    """Raises UsageError where a file of `out` that a report would replace is of none."""
+    """Raises UsageError where a file of `out` that a report would replace is of none, or `out` is for checkpoints."""
+    if within := checkpoint.claimed(out):
+        raise UsageError(f"{out} is of the checkpoint in {within}, whose steps alone go there; give another --out")
+    for name in FILES:
+        if (out / name).is_dir():
+            raise UsageError(f"{out / name} is a folder, where a report has a file; give another --out")
     table = out / "predictions.csv"
     check_replaceable(
         table,

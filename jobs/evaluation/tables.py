@@ -66,7 +66,7 @@ def points(value: float | None, interval: Sequence[float] | None) -> str:
 
 def _between(interval: Sequence[float] | None, form: str, scale: float = 1) -> str:
     if interval is None:
-        return " (too few patients for an interval)"
+        return " (too few such patients for an interval)"
     if interval == ALONE:
         return ""
     low, high = interval

@@ -160,7 +160,8 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config.{name} is {value!r}; known: {', '.join(choices[field])}")
         low, high = BOUNDS.get(field, (value, value))
         if not low <= value <= high:
-            raise UsageError(f"config.{name} is {value}; it must be from {low} to {high}")
+            bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise UsageError(f"config.{name} is {value}; it must be {bound}")
     try:
         re.compile(config.data.leave_out)
     except (re.error, OverflowError) as error:

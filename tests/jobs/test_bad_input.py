@@ -232,7 +232,7 @@ def command(name, *arguments):
 @pytest.mark.parametrize(
     ("code", "message", "arguments"),
     [
-        (2, "config.epochs is -1; it must be from 1 to inf", ["--config.epochs=-1"]),
+        (2, "config.epochs is -1; it must be at least 1", ["--config.epochs=-1"]),
         (2, "config.global_batch_size is 0", ["--config.global_batch_size=0"]),
         (2, "--num_processes, --process_id must be given, too", ["--coordinator=localhost:1"]),
         (1, "no prepared phantom data in nowhere; prepare it: python", ["--config.data.dir=nowhere"]),

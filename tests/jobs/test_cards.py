@@ -165,7 +165,7 @@ def test_few_patients_leave_figures_without_intervals(reported):
     measured = json.loads((reported / "report/metrics.json").read_text())
     measured["intervals"]["accuracy"] = measured["shortcuts"]["views"]["border only"]["binary_auroc"]["interval"] = None
     text = " ".join(cards.card(predictor, measured, reported / "report").split())
-    stated = f"{100 * measured['accuracy']:.1f} % (too few patients for an interval)"
+    stated = f"{100 * measured['accuracy']:.1f} % (too few such patients for an interval)"
     assert f"| accuracy | {stated} |" in text
     assert "Whether the border is a shortcut cannot be told: with" in text
 
@@ -227,6 +227,12 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     (tmp_path / "r/metrics.json").write_text(json.dumps(older))
     result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
     assert result.returncode == 1 and "r has no figure named 'alone': another version wrote it" in result.stderr
+    as_it_is = measured["shifts"]["as it is"] | {"accuracy": None}
+    damaged = measured | {"shifts": measured["shifts"] | {"as it is": as_it_is}}
+    (tmp_path / "r/metrics.json").write_text(json.dumps(damaged))
+    result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
+    assert result.returncode == 1 and "has a figure that cannot be one ('NoneType'" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not (other / "MODEL_CARD.md").exists()
 
 

@@ -21,7 +21,7 @@ from jobs import command
 from jobs.datasets.films import SPLITS, facts, read, write
 from jobs.datasets.phantom.builder import Phantom, film
 from jobs.datasets.phantom.drawing import draw
-from jobs.evaluation import cards, fit, predictions
+from jobs.evaluation import cards, fit, predictions, report
 from jobs.evaluation.tables import NO_WIDTH
 from jobs.training.augment import views
 from model import checkpoint
@@ -143,7 +143,7 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
         in out
     )
     listed = (tmp_path / "healthy_data/quarantine.csv").read_text().splitlines()
-    assert listed[1].startswith("test/NORMAL/of nobody.jpeg,test,kept,the picture is 4.69 times")
+    assert listed[1].startswith("test/NORMAL/of nobody.jpeg,test,kept,the longer side of the picture is 4.69 times")
     assert "The test split has no bacterial and no viral film; figures that need some are not defined." in out
     shutil.rmtree(kaggle / "test")
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
@@ -301,6 +301,42 @@ def test_evaluate_says_which_split_is_absent(run, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_a_report_takes_the_place_of_another_whole_or_not_at_all(run, phantom_data, tmp_path):
+    arguments = ("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path / "out")
+    assert "in place of" not in done(job(*arguments, "--split", "test"))
+    said = done(job(*arguments))
+    assert f"in place of the report that was there, of step {checkpoint.load(run).step} on test:" in said
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "new").mkdir()
+    for name in ("predictions.csv", "roc.png", "maps.png"):
+        (tmp_path / "new" / name).write_text("new")
+    with pytest.raises(FileNotFoundError):
+        report._take_place(tmp_path / "new", ["predictions.csv", "maps.png", "metrics.json"], tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out/roc.png").unlink()
+    (tmp_path / "out/roc.png").mkdir()
+    result = job(*arguments)
+    assert result.returncode == 2 and "roc.png is a folder, where a report has a file; give another" in result.stderr
+    assert (tmp_path / "out/metrics.json").read_bytes() == before["metrics.json"]
+
+
+def test_nothing_but_steps_goes_where_a_checkpoint_has_its_steps(run, phantom_data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run, tmp_path / "ensemble/member-1")
+    shutil.copytree(run, tmp_path / "ensemble/member-2")
+    step = checkpoint.load(run).step
+    before = sorted(tmp_path.rglob("*"))
+    for out in (tmp_path / f"run/{step}", tmp_path / f"run/{step}/report", tmp_path / "run/99"):
+        result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", out)
+        assert result.returncode == 2 and f"is of the checkpoint in {tmp_path / 'run'}, whose steps" in result.stderr
+        result = job("bundle", "--checkpoint", run, "--out", out)
+        assert result.returncode == 1 and f"{out} would become a part of another checkpoint" in result.stderr
+    for name in ("run/member-1", "ensemble/member-1", "ensemble/member-3"):
+        result = job("bundle", "--checkpoint", run, "--out", tmp_path / name)
+        assert result.returncode == 1 and f"{name} would become a part of another checkpoint" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_shorter_report_leaves_no_plot_of_a_longer_one(run, phantom_data, tmp_path):
     for name in ("shifts.png", "maps.png", "notes.txt"):
         (tmp_path / name).write_text("of other weights")
@@ -363,6 +399,7 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
         assert measured["calibration"]["before"][name] == pytest.approx(fitted["facts"]["before"][name], abs=1e-6)
         assert measured[name] == pytest.approx(fitted["facts"]["after"][name], abs=1e-6)
     assert measured["log_loss"] <= measured["calibration"]["before"]["log_loss"]
+    assert "The calibration and its thresholds were fitted to these films, which flatters what is said" in out
     low, high = measured["calibration"]["intervals"]["before"]["log_loss"]
     assert low < measured["calibration"]["before"]["log_loss"] < high
     assert f"log loss  {measured['calibration']['before']['log_loss']:.4f} ({low:.4f} to {high:.4f})" in out
@@ -407,6 +444,18 @@ runpy.run_path("jobs/calibrate.py", run_name="__main__")
     result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
     told = f"error: {run} cannot be written to (Read-only file system), and its calibration.json belongs there; copy"
     assert result.returncode == 1 and told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_folder_in_the_place_of_a_calibration_is_known_before_the_work(run, phantom_data, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/calibration.json").mkdir()
+    program = (
+        "import runpy; from model.predictor import Predictor; Predictor.ask = None\n"
+        "runpy.run_path('jobs/calibrate.py', run_name='__main__')"
+    )
+    words = [sys.executable, "-c", program, "--checkpoint", tmp_path / "run", "--data_dir", phantom_data]
+    result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "calibration.json is a folder, where the calibration is to be" in result.stderr
 
 
 def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp_path):
@@ -471,7 +520,7 @@ def test_a_prevalence_is_of_operating_points(run, tmp_path):
     assert f"not calibrated; do that first: python jobs/calibrate.py --checkpoint {run}\n" in result.stderr
 
 
-@pytest.mark.parametrize("prior", ["a,b,c", "0.5,0.4,0.3"])
+@pytest.mark.parametrize("prior", ["a,b,c", "0.5,0.4,0.3", "1e-300,0.5,0.5"])
 def test_a_prior_is_three_shares(run, phantom_data, prior):
     result = job("calibrate", "--checkpoint", run, "--data_dir", phantom_data, "--prior", prior)
     assert result.returncode == 2 and f"--prior={prior}: " in result.stderr and "Traceback" not in result.stderr
@@ -510,7 +559,9 @@ def test_networks_of_different_data_are_not_bundled(run, tmp_path):
     with checkpoint.Writer(tmp_path / "other") as writer:
         writer.save(1, best.variables, other, score=0.5)
     result = job("bundle", "--checkpoint", run, "--checkpoint", tmp_path / "other", "--out", tmp_path / "out")
-    assert result.returncode == 1 and "dataset is phantom (111111111111); phantom (" in result.stderr
+    assert (
+        result.returncode == 1 and "network 2 of 2: its dataset is phantom (111111111111); phantom (" in result.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -727,7 +778,7 @@ def test_brackets_in_names_are_no_markup(tmp_path):
     put(tmp_path, "sources/[old] [b]/test/NORMAL/film[bold].jpeg", jpeg(9001, size=(300, 64)))
     data = tmp_path / "data[old]"
     out = done(job("prepare", "--source", ".", "--data_dir", data, cwd=tmp_path / "sources/[old] [b]"))
-    assert "1 as test/NORMAL/film[bold].jpeg: the picture" in out and f"Written to {data}" in out
+    assert "1 as test/NORMAL/film[bold].jpeg: the longer side of the picture" in out and f"Written to {data}" in out
     assert read(data, "chest_xray", "test").facts["source"] == "[old] [b]"
 
 

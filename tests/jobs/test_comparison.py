@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jobs import JobError, UsageError, compare
-from jobs.evaluation import comparison, metrics
+from jobs.evaluation import comparison, metrics, predictions
 from jobs.evaluation.intervals import BIASED, cluster_weights, estimate, holding, intervals, percentile, reflected
 from jobs.evaluation.tables import ALIKE
 from model.calibration import rescale
@@ -131,14 +131,14 @@ def test_films_of_fewer_than_six_patients_have_no_interval():
         known = {bounds["accuracy"] is not None, bounds["binary"]["auroc"] is not None, bounds["ece"] is not None}
         known |= {found[name]["interval"] is not None for name in ("accuracy", "log_loss", "ece")}
         assert known == {count == 6} and values["accuracy"] and found["log_loss"]["difference"]
-        said = "(too few patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
+        said = "(too few such patients for an interval)" in metrics.table(metrics.score(labels, probabilities), bounds)
         assert said == (count < 6)
 
 
 @pytest.mark.parametrize(
     ("count", "told"),
     [
-        (1, "(too few patients for an interval)"),
+        (1, "(too few such patients for an interval)"),
         (4, "(+1.0000 to +1.0000)  4 patients decided differently"),
         (5, "(+1.0000 to +1.0000)  5 patients decided differently"),
         (6, "(+1.0000 to +1.0000)  *"),
@@ -293,46 +293,44 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     ):
         compare.main([str(a), str(tmp_path / "other.csv")])
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(JobError, match="empty.csv holds no predictions"):
+    with pytest.raises(JobError, match="empty.csv holds no predictions .the file is empty"):
         compare.main([str(a), str(tmp_path / "empty.csv")])
     with a.open("a") as file:
         file.write("film0000,p0,normal,1,0,0\n")
-    with pytest.raises(JobError, match="predictions .301 rows of 300 films: film0000 is there more than once"):
+    with pytest.raises(JobError, match="predictions .301 rows of 300 films: 'film0000' is there more than once"):
         compare.main([str(a), str(a)])
     off = write(tmp_path / "off.csv", labels, np.full((300, 3), 0.9))
-    with pytest.raises(
-        JobError, match="off.csv holds no predictions .the probabilities of film0000 sum to 2.7, which must be 1"
-    ):
+    with pytest.raises(JobError, match="off.csv holds no predictions .line 2 has probabilities of sum 2.7, which must"):
         compare.main([str(off), str(off)])
     with pytest.raises(JobError, match="is a folder; give the predictions.csv of a report"):
         compare.main([str(tmp_path), str(off)])
     a = write(tmp_path / "a.csv", labels, probabilities)
     rounded = write(tmp_path / "rounded.csv", labels, probabilities.round(2) + 1e-9)
-    with pytest.raises(JobError, match=r"film\d+ sum to (0.99|1.01)\d*, which must be 1 within 0.0001; take the table"):
+    with pytest.raises(JobError, match=r"of sum (0.99|1.01)\d*, which must be 1 within 0.0001; take the table"):
         compare.main([str(a), str(rounded)])
     marked = tmp_path / "marked.csv"
     marked.write_bytes(b"\xef\xbb\xbf" + a.read_bytes())  # as spreadsheets save it
     compare.main([str(a), str(marked)])
     assert "DeLong, pneumonia" in capsys.readouterr().out
     others = write(tmp_path / "others.csv", labels, probabilities, patients=["p"] * 300)
-    with pytest.raises(JobError, match="their patients differ in 300 films, such as film0000; evaluate both"):
+    with pytest.raises(JobError, match="their patients differ in 300 films, such as 'film0000'; evaluate both"):
         compare.main([str(a), str(others)])
     (tmp_path / "sick.csv").write_text(a.read_text().replace(",bacterial,0", ",sick,0", 1))
-    with pytest.raises(JobError, match="sick.csv .*film0.* is labelled 'sick'; normal, bacterial, viral are known"):
+    with pytest.raises(JobError, match=r"sick.csv .*line \d+ is labelled 'sick'; normal, bacterial, viral are known"):
         compare.main([str(a), str(tmp_path / "sick.csv")])
     compare.main([str(others), str(others)])
     told = capsys.readouterr().out
     assert "300 films of 1 patient; first" in told and "of so few patients their p says nothing." in told
-    assert told.count("(too few patients for an interval)") == 14
+    assert told.count("(too few such patients for an interval)") == 14
     nobody = write(tmp_path / "nobody.csv", labels, probabilities, patients=["p"] * 298 + ["", ""])
-    with pytest.raises(JobError, match="nobody.csv holds no predictions .2 of 300 rows name no patient"):
+    with pytest.raises(JobError, match=r"nobody.csv holds no predictions .line \d+ has no patient"):
         compare.main([str(nobody), str(nobody)])
     one = write(tmp_path / "one.csv", (np.arange(300) == 7).astype(int), probabilities)
     compare.main([str(one), str(one)])  # with one film of pneumonia no spread is known
     assert "DeLong, pneumonia" not in capsys.readouterr().out
     fewer = write(tmp_path / "fewer.csv", labels[:299], probabilities[:299])
     with pytest.raises(
-        JobError, match="same films: 1 film in one alone, such as film0299 in .*a.csv; evaluate both on the same"
+        JobError, match="same films: 1 film in one alone, such as 'film0299' in .*a.csv; evaluate both on the same"
     ):
         compare.main([str(a), str(fewer)])
     few = write(tmp_path / "few.csv", four := np.array([0, 0, 1, 1]), np.eye(3)[four])
@@ -347,6 +345,42 @@ def test_files_that_cannot_be_compared(tmp_path, capsys):
     flipped = write(tmp_path / "flipped.csv", (labels + 1) % 3, probabilities)
     with pytest.raises(JobError, match="their labels differ"):
         compare.main([str(a), str(flipped)])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("label", "label,label", "more than one column label"),
+        ("film0001,p1,", "film0001,", r"line 3 ends before .*refused; the file may be cut short"),
+        ("film0001,p1,", "film0001,p1,p1,", "line 3 has more cells than there are columns"),
+        ("refused\n", "refused\n,p,normal,1,0,0,0\n", "line 2 has no name"),
+        ("refused\n", "refused\nfilm, ,normal,1,0,0,0\n", "line 2 has no patient"),
+        ("refused\n", "refused\nfilm,p,normal,1,0,0,0,7\n", "line 2 has more cells than there are columns"),
+        ("refused\n", "refused\nfilm,p,normal,one,0,0,0\n", "line 2 has 'one' for normal, which is no number"),
+        ("refused\n", "refused\nfilm,p,normal,nan,0,0,0\n", "line 2 has nan for normal; a probability is from 0 to 1"),
+        ("refused\n", "refused\nfilm,p,normal,1.1,-.1,0,0\n", "line 2 has 1.1 for normal; a probability is from 0"),
+    ],
+)
+def test_a_table_that_is_damaged_is_told_with_the_line(tmp_path, old, new, told):
+    path = tmp_path / "a.csv"
+    predictions.write(
+        path, ["film0000", "film0001"], ["p0", "p1"], np.array([0, 1]), np.eye(3)[:2], np.zeros(2, dtype=bool)
+    )
+    predictions.read(path)
+    text = path.read_bytes().decode().replace("\r\n", "\n")
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(JobError, match=f"a.csv holds no predictions .{told}"):
+        predictions.read(path)
+
+
+def test_names_of_films_are_printed_without_what_moves_the_cursor(tmp_path):
+    files = []
+    for name in ("\x1b[2J", "other"):
+        files.append(tmp_path / f"{len(files)}.csv")
+        predictions.write(files[-1], [name], ["p"], np.array([0]), np.eye(3)[:1], np.zeros(1, dtype=bool))
+    with pytest.raises(JobError, match=r"such as '\\x1b\[2J' in "):
+        compare.main([str(file) for file in files])
 
 
 def test_an_interval_of_a_calibration_error_reaches_as_far_as_both_ways_and_holds_its_figure():

@@ -158,9 +158,17 @@ def test_the_folds_are_given_to_the_command_alone(phantom_data, tmp_path):
         crossval.plan(tiny(phantom_data, **{"data.folds": 3}), tmp_path, FOLDS, SEEDS)
 
 
-def test_more_folds_than_can_be_dealt_are_refused_before_they_are_planned(phantom_data, tmp_path):
-    with pytest.raises(JobError, match=r"30 folds need 30 patients of each class, and 15 are normal; take fewer folds"):
-        crossval.plan(tiny(phantom_data), tmp_path, 30, SEEDS)
+def test_members_do_not_hide_a_run(phantom_data, straight, tmp_path):
+    workdir = straight[0] / "member-1"
+    with pytest.raises(UsageError, match="member-1 holds a run, which its members would hide; give another --workdir"):
+        crossval.plan(tiny(phantom_data), workdir, FOLDS, SEEDS)
+
+
+@pytest.mark.parametrize("folds", [30, 10**12])
+def test_more_folds_than_can_be_dealt_are_refused_before_they_are_planned(phantom_data, tmp_path, folds):
+    told = f"{folds} folds need {folds} patients of each class, and 15 are normal; take fewer folds"
+    with pytest.raises(JobError, match=told):
+        crossval.plan(tiny(phantom_data), tmp_path, folds, SEEDS)
 
 
 @pytest.fixture(scope="module")

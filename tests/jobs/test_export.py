@@ -259,6 +259,10 @@ def test_nothing_is_overwritten(run, tmp_path):
     with pytest.raises(JobError, match=r"w\.safetensors is there already; remove it, or give another --out"):
         export.export(run, "safetensors", tmp_path / "w.safetensors")
     assert (tmp_path / "w.safetensors").read_text() == "years of work"
+    inside = run / str(checkpoint.load(run).step) / "w.safetensors"
+    with pytest.raises(JobError, match=r"w\.safetensors is within a step of .*; give another --out"):
+        export.export(run, "safetensors", inside)
+    assert not inside.exists()
 
 
 def test_an_absent_package_names_the_file_that_brings_it(run, tmp_path, monkeypatch):
@@ -287,7 +291,7 @@ def test_the_command_says_what_it_wrote_and_what_to_do_next(run, tmp_path):
         "the same options\n"
     )
     for arguments, code, message in (
-        (("--format", "onnx", "--out", out), 2, f"--out={out} must end in .onnx"),
+        (("--format", "onnx", "--out", out), 2, f"--out={out} must be a name that ends in .onnx"),
         (("--format", "h5", "--out", out), 2, "h5"),
         (("--format", "safetensors", "--out", out), 1, f"{out} is there already"),
         (("--format", "safetensors", "--out", tmp_path / "x.safetensors", "extra"), 2, "'extra' is one word too many"),

@@ -337,7 +337,7 @@ def test_two_devices_are_told(phantom_data, tmp_path):
         ({"dtype": "float16"}, "config.dtype is 'float16'; known: float32, bfloat16"),
         ({"select.metric": "loss"}, "config.select.metric is 'loss'; known: val_loss, "),
         ({"data.balance": "mote"}, "config.data.balance is 'mote'; known: none, loss, sampling, smote"),
-        ({"epochs": 0}, "config.epochs is 0; it must be from 1 to inf"),
+        ({"epochs": 0}, "config.epochs is 0; it must be at least 1"),
         ({"augment.crop_area_min": 1.5}, "config.augment.crop_area_min is 1.5; it must be from 0.01 to 1"),
         ({"model.architecture": "vit"}, "config.model: unknown architecture 'vit'; known: cnn, resnet"),
         ({"global_batch_size": 64}, "a global batch of 64 is more than the 48 training films"),

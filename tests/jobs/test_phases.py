@@ -256,7 +256,7 @@ def test_only_the_last_phase_stops_early(phantom_data, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("epochs", 0, r"config.phases\[1\].epochs is 0; it must be from 1 to inf"),
+        ("epochs", 0, r"config.phases\[1\].epochs is 0; it must be at least 1"),
         ("learning_rate", -1.0, r"config.phases\[1\].learning_rate is -1.0; it must be from 0 to 1000"),
         ("layer_decay", 1.5, r"config.phases\[1\].layer_decay is 1.5; it must be from 0.01 to 1"),
         ("warmup_epochs", 3.0, "a warm-up of 3 epochs leaves nothing of a run or phase of 3; lower warmup_epochs"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import json
 
 import jax
 import jax.numpy as jnp
@@ -377,12 +378,21 @@ def test_what_is_not_like_the_training_films_is_refused_with_its_numbers(vivid_p
     assert all(answer.probabilities is not None for answer in answers)
 
 
+def resealed(text, absent):
+    """A calibration that lacks a field, with a digest that is right."""
+    rest = {name: value for name, value in json.loads(text).items() if name != absent}
+    return json.dumps(rest | {"sha256": checkpoint.json_digest(rest)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text.replace('"temperature": 2.0', '"temperature": 3.0'), "does not match its digest: it is dam"),
         (lambda text: text[:500], "cannot be read"),
         (lambda text: "[1]", "does not match its digest"),
+        (lambda text: 100_000 * "[", "cannot be read"),
+        (lambda text: resealed(text, "format"), "was made by another version"),
+        (lambda text: resealed(text, "steps"), "was made by another version"),
     ],
 )
 def test_a_damaged_calibration_is_refused(run, beside, change, message):
@@ -439,5 +449,5 @@ def test_members_of_different_data_are_no_ensemble(run, tmp_path, other, message
     for number, change in ((1, {}), (2, other)):
         with checkpoint.Writer(tmp_path / f"member-{number}") as writer:
             writer.save(number, run[1], META | change, score=0.5)
-    with pytest.raises(checkpoint.CheckpointError, match=f"a checkpoint's {message}"):
+    with pytest.raises(checkpoint.CheckpointError, match=f"network 2 of 2: its {message}; leave it out"):
         Predictor.open(tmp_path)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import requests
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from PIL import Image
 
 from model import gradcam, preprocess
@@ -95,6 +96,13 @@ def test_answers_do_not_depend_on_who_else_asks(client, films):
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda name: ask(client, films[name]), names))
     assert together == [alone[name] for name in names]
+
+
+def test_one_film_alone_is_a_list_of_one_and_what_is_no_upload_is_told(client, films):
+    assert client.predict(handle_file(films["normal"]), api_name="/predict") == ask(client, films["normal"])
+    for sent in (None, [], 5, "film.png", [None], {"a": 1}):
+        with pytest.raises(AppError, match=r"files must be a list of uploads, one at least: \[handle_file"):
+            client.predict(sent, api_name="/predict")
 
 
 def test_the_only_endpoint_is_predict(client):

@@ -49,6 +49,8 @@ def files(source: Path) -> tuple[int, Iterator[File]]:
         with contextlib.suppress(OSError), source.open("rb") as file:
             if file.read(2) == b"PK":
                 raise JobError(f"{source} is a zip file that is cut short; fetch it again, or give an unpacked folder")
+    if not source.exists():
+        raise JobError(f"{source} is not there; give the folder that holds train/ and test/, or a zip of it")
     raise JobError(f"{source} is neither a folder nor a zip file; give the folder that holds train/ and test/")
 
 
