@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs import check_replaceable, headed, run, whole
-from jobs.datasets.chest_xray import audit as facts
-from jobs.datasets.chest_xray.audit import Image, Told
-from jobs.datasets.chest_xray.audit_page import HEAD, page
+from jobs.evaluation import audit as facts
 from jobs.evaluation import plots
+from jobs.evaluation.audit import Image, Told
+from jobs.evaluation.audit_page import HEAD, page
 
 _SOURCE = flags.DEFINE_string("source", None, "A folder or zip of chest X-rays.", required=True)
 _OUT = flags.DEFINE_string("out", "runs/audit", "The folder that audit.md and audit.png go into.")

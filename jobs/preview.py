@@ -20,10 +20,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from jobs import UsageError, check_replaceable, run, whole
 from jobs.datasets import films
-from jobs.training.augment import augment
+from jobs.training import objectives
 from jobs.training.plan import check
 from model.labels import CLASSES
-from model.preprocess import sample, standardise
+from model.preprocess import sample
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/cnn.py.")
 _OUT = flags.DEFINE_string("out", "preview.png", "The PNG to write.")
@@ -67,11 +67,15 @@ def sheet(config: ConfigDict) -> Image.Image:
     rows = [np.flatnonzero(split.labels == label)[:ROWS_PER_CLASS] for label in range(len(CLASSES))]
     chosen = np.concatenate(rows)
     images = jnp.asarray(split.images[chosen])
-    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(config.seed), index))(
-        np.arange(len(chosen) * VIEWS)
+    views = objectives.views(
+        jax.random.key(config.seed),
+        jnp.arange(len(chosen) * VIEWS),
+        jnp.repeat(images, VIEWS, axis=0),
+        size,
+        config.augment.to_dict(),
+        data.neighbourhood,
     )
-    views = augment(keys, jnp.repeat(images, VIEWS, axis=0), size, config.augment.to_dict())
-    seen = jnp.clip(0.5 + standardise(views, data.neighbourhood)[..., 0] / (2 * DEVIATIONS), 0, 1)
+    seen = jnp.clip(0.5 + views[..., 0] / (2 * DEVIATIONS), 0, 1)
     plain = jax.vmap(lambda image: sample(image, jnp.eye(2, 3), size))(images) / 255
     tiles = jnp.concatenate([plain[:, None], seen.reshape(len(chosen), VIEWS, size, size)], axis=1)
     pixels = np.round(np.asarray(tiles) * 255).astype(np.uint8)  # (rows, columns, size, size)

@@ -48,6 +48,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --measure: which of
 flags.mark_flag_as_required("config")
 
 PLACES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1))  # processes, devices of each
+GPUS = (1, 2, 4, 8, 16, 32, 64)  # of the model
 KINDS = ("idle", "no collectives", "pmean", "pmean and SyncBN")
 ROUNDS, STEPS = 5, 5  # each round times every kind of step, so that a slow moment of the machine hits all of them
 
@@ -148,7 +149,9 @@ def _network(name: str, options: dict[str, object], size: int, batch: int) -> Ne
     module = registry.build(name, options)
     image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), image)
-    forward = (jax.jit(module.apply).lower(variables, image).cost_analysis() or {})["flops"]
+    counted = jax.jit(module.apply).lower(variables, image).cost_analysis()
+    assert counted, f"XLA of {jax.default_backend()} does not count operations"
+    forward = counted["flops"]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     # Backward computes two products for each of forward's: by the weights, and by the inputs.
     return Network(f"{name}, {size} px, {batch} films a step", parameters, 3 * forward, batch)
@@ -180,7 +183,7 @@ def document(
     ]
     for network in networks:
         one = seconds_a_step(network, 1, cluster, False)
-        for gpus in (1, 2, 4, 8, 16, 32, 64):
+        for gpus in GPUS:
             seconds = seconds_a_step(network, gpus, cluster, False)
             there.append(
                 (
@@ -255,7 +258,7 @@ def main() -> None:
     modelled = {
         network.name: {
             gpus: seconds_a_step(network, 1, cluster, False) / seconds_a_step(network, gpus, cluster, False)
-            for gpus in (1, 2, 4, 8, 16, 32, 64)
+            for gpus in GPUS
         }
         for network in networks
     }

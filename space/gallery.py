@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from model import gradcam
 from model.labels import CLASSES
 from model.predictor import REFUSED, Prediction
+from space import words
 
 LONG_SIDE = 768  # px, of every film as shown: small ones are enlarged so that all can be compared
 COLOURS = colormaps["inferno"]  # its order can be seen without colour vision
@@ -34,7 +35,7 @@ def items(pixels: np.ndarray, prediction: Prediction, opacity: float) -> list[tu
     for name, probability, heatmap, blank in zip(
         CLASSES, prediction.probabilities, prediction.heatmaps, prediction.blank, strict=True
     ):
-        caption = f"{name} {percent(probability)}" + (": nothing speaks for this class" if blank else "")
+        caption = f"{name} {words.percent(probability)}" + (": nothing speaks for this class" if blank else "")
         shown.append((_framed(overlay(film, heatmap, opacity), scale), caption))
     return shown
 
@@ -61,15 +62,6 @@ def overlay(film: np.ndarray, heatmap: np.ndarray, opacity: float) -> np.ndarray
     heat = gradcam.upsample(heatmap, *film.shape)
     alpha = opacity * heat[..., None]
     return np.round((1 - alpha) * film[..., None] + alpha * 255 * COLOURS(heat)[..., :3]).astype(np.uint8)
-
-
-def percent(probability: float) -> str:
-    """0.8712 -> "87.1 %"; nothing is called impossible or certain."""
-    if probability < 0.001:
-        return "< 0.1 %"
-    if probability > 0.999:
-        return "> 99.9 %"
-    return f"{100 * probability:.1f} %"
 
 
 def _scale(width: int, opacity: float) -> Image.Image:

@@ -12,7 +12,6 @@ from typing import Any
 from model import checkpoint
 from model.labels import CLASSES, NORMAL
 from model.predictor import REFUSED, UNCERTAIN, Prediction, Predictor
-from space.gallery import percent
 
 TITLE = """# Pneumoscope
 Reads a chest X-ray of a child: normal, bacterial pneumonia or viral pneumonia, how sure it is, and where it looked."""
@@ -52,6 +51,15 @@ UNTRAINED = (
     "<p>Without data, <code>--source phantom</code> and <code>--config configs/demo.py</code> do it with "
     f"synthetic drawings, within minutes.</p>{_NOTICE}"
 )
+
+
+def percent(probability: float) -> str:
+    """0.8712 -> "87.1 %"; nothing is called impossible or certain."""
+    if probability < 0.001:
+        return "< 0.1 %"
+    if probability > 0.999:
+        return "> 99.9 %"
+    return f"{100 * probability:.1f} %"
 
 
 def notices(meta: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ with. Everything random about the example at a place is keyed by (key, position)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,6 +33,12 @@ class Recipe(NamedTuple):
     label_smoothing: float  # in [0, 1)
     class_weights: tuple[float, ...]  # (3,), of each class's loss
     head_l2: float  # times the sum of squares of the head's kernels
+
+
+def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Inverse frequency, with mean 1 over the examples: N / (classes x count of the class)."""
+    total = sum(counts)
+    return tuple(total / (len(counts) * count) for count in counts)
 
 
 def _keys(root: jax.Array, positions: jax.Array) -> jax.Array:

@@ -132,9 +132,3 @@ def plateau_scale(scores: Sequence[float], factor: float, patience: int) -> floa
 def set_plateau_scale(opt_state: optax.OptState, scale: Any) -> optax.OptState:
     """The optimizer state with its updates scaled from now on."""
     return optax.tree.set(opt_state, **{PLATEAU: scale})
-
-
-def class_weights(counts: Mapping[int, int] | Sequence[int]) -> tuple[float, ...]:
-    """Inverse frequency, with mean 1 over the examples: N / (classes x count of the class)."""
-    total = sum(counts)
-    return tuple(total / (len(counts) * count) for count in counts)

@@ -237,7 +237,7 @@ def compile_steps(
         recipe = objectives.Recipe(
             mixup_alpha=config.mixup_alpha,
             label_smoothing=config.label_smoothing,
-            class_weights=optim.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
+            class_weights=objectives.class_weights(counts) if balance == "loss" else (1.0,) * len(CLASSES),
             head_l2=config.head_l2,
         )
         objective = objectives.supervised(module, recipe, views)

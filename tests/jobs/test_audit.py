@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jobs import JobError
-from jobs.datasets.chest_xray import audit as facts
-from jobs.datasets.chest_xray.audit import Told, collect, duplicates, person, shared, tell
-from jobs.datasets.chest_xray.audit_page import page
+from jobs.evaluation import audit as facts
+from jobs.evaluation.audit import Told, collect, duplicates, person, shared, tell
+from jobs.evaluation.audit_page import page
 from tests.conftest import anew, jpeg, put
 from tests.jobs.test_commands import done, job
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jobs.evaluation import neighbours
 from jobs.training import objectives, plan, steps
@@ -142,3 +143,10 @@ def test_the_same_film_at_two_places_of_a_batch_is_seen_two_ways():
     films = np.repeat(IMAGES[:1], 4, axis=0)
     seen = np.asarray(objectives.views(jax.random.key(0), np.arange(4), films, 32, strength))
     assert min(np.abs(seen[one] - seen[other]).max() for one in range(4) for other in range(one)) > 0.01
+
+
+def test_class_weights_average_to_one_over_the_films():
+    counts = [10, 30, 20]
+    weights = objectives.class_weights(counts)
+    assert weights == pytest.approx((2, 2 / 3, 1))
+    assert sum(weight * count for weight, count in zip(weights, counts, strict=True)) == pytest.approx(60)

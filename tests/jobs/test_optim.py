@@ -86,13 +86,6 @@ def test_plateau_is_a_function_of_the_log():
     assert optim.plateau_scale([1, 0, 0, 0, 0], 1.0, 2) == 1
 
 
-def test_class_weights_average_to_one_over_the_films():
-    counts = [10, 30, 20]
-    weights = optim.class_weights(counts)
-    assert weights == pytest.approx((2, 2 / 3, 1))
-    assert sum(weight * count for weight, count in zip(weights, counts, strict=True)) == pytest.approx(60)
-
-
 def test_what_is_unknown_is_named():
     with pytest.raises(JobError, match="unknown optimizer 'adam'; known: adamw, sgd, muon"):
         optim.build("adam", lambda step: 0.1, 0.9, 0.0, 0.0)

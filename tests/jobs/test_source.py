@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from jobs import JobError
-from jobs.datasets.chest_xray import audit
 from jobs.datasets.chest_xray.source import sort
 from jobs.datasets.films import counts, named
+from jobs.evaluation import audit
 from model import preprocess
 from tests.conftest import anew, jpeg, put
 
@@ -175,7 +175,7 @@ def test_films_that_no_one_would_answer_are_kept_and_told(kaggle):
     }
     assert {entry.detail[:38] for entry in found.objected} == {
         "the picture is blank, or nearly so; se",
-        "the longer side of the picture is 4.69 ",
+        "the longer side of the picture is 4.69",
     }
     names = {film.name for films in found.splits.values() for film in films}
     assert {"IM-0990-0001.jpeg", "IM-0991-0001.jpeg"} < names and len(found.quarantine) == 1
@@ -349,8 +349,11 @@ def test_no_images(tmp_path):
 
 
 def test_no_source(tmp_path):
-    with pytest.raises(JobError, match="neither a folder nor a zip"):
+    with pytest.raises(JobError, match="absent is not there; give the folder that holds train"):
         sort(tmp_path / "absent")
+    (tmp_path / "film.png").write_bytes(b"\x89PNG")
+    with pytest.raises(JobError, match=r"film.png is neither a folder nor a zip"):
+        sort(tmp_path / "film.png")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

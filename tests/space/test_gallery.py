@@ -96,11 +96,3 @@ def test_fit_keeps_the_aspect(shape, shown):
 def test_film_narrower_than_its_scale(prediction):
     shown = gallery.items(np.zeros((12000, 64), np.uint8), prediction, 0.6)
     assert {picture.size for picture, _ in shown} == {(4, 768 + gallery.MARGIN)}
-
-
-@pytest.mark.parametrize(
-    ("probability", "text"),
-    [(0.0, "< 0.1 %"), (0.001, "0.1 %"), (0.8712, "87.1 %"), (0.9989, "99.9 %"), (0.99999, "> 99.9 %")],
-)
-def test_percent_calls_nothing_certain(probability, text):
-    assert gallery.percent(probability) == text

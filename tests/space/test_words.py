@@ -145,3 +145,11 @@ def test_uncertain_is_explained_and_a_refusal_shows_no_numbers():
     unlike = Prediction(REFUSED, np.array([0.4, 0.35, 0.25]), reason="this is not like the chest films")
     assert "40.0 %" not in words.answer("film.png", unlike) and "This is not like" in words.answer("film.png", unlike)
     assert "40.0 %" not in words.table(["film.png"], [unlike])
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.0, "< 0.1 %"), (0.001, "0.1 %"), (0.8712, "87.1 %"), (0.9989, "99.9 %"), (0.99999, "> 99.9 %")],
+)
+def test_percent_calls_nothing_certain(probability, text):
+    assert words.percent(probability) == text

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from jobs import printable
-from jobs.datasets.chest_xray.audit import Contents, Image, Told, duplicates, folders, person, shared
 from jobs.datasets.chest_xray.source import reasons
 from jobs.datasets.films import named
+from jobs.evaluation.audit import Contents, Image, Told, duplicates, folders, person, shared
 from jobs.evaluation.tables import counted, markdown, number
 from model.labels import CLASSES
 
