@@ -11,7 +11,9 @@ def phase(
     schedule: str = "cosine",
     warmup_epochs: float = 0.0,
 ) -> ConfigDict:
-    """A part of the training, for config.phases: what it trains and how; all else rests. --config.phases[0].epochs=2
+    """One phase of training, for config.phases: what it trains, and how; all other parameters are frozen.
+
+    On the command line its fields are --config.phases[0].epochs and so on.
 
     Args:
       epochs: of this phase.

@@ -29,14 +29,14 @@ class JobError(Exception):
 
 
 class UsageError(JobError):
-    """The command was typed in a way that cannot be meant."""
+    """The command line, or the config, asks for something that cannot be; nothing was done."""
 
 
 def run(main: Callable[..., int | None], *mendable: type[Exception]) -> None:
     """Runs a job: flags, then `main` with the words that are no flags; where it takes none, there may be none.
 
-    Exit codes: 0 done (and --help), 2 a command that cannot be meant, 1 any error that `main` raises. JobError and the
-    `mendable` errors are printed without a traceback.
+    Exit codes: 0 done (and --help), 2 an invalid command line or config, 1 any error that `main` raises. JobError and
+    the `mendable` errors are printed without a traceback.
     """
     script = sys.modules["__main__"].__doc__ or ""
     errors: tuple[type[Exception], ...] = (JobError, *mendable)
@@ -160,7 +160,7 @@ def check_replaceable(out: Path, ours: Callable[[Path], bool], what: str, flag: 
     if out.is_dir():
         raise UsageError(f"{out} is a folder; give the file to write")
     if out.is_file() and out.stat().st_size and not ours(out):
-        raise UsageError(f"{out} is there, and no {what}; it is not replaced: give another {flag}")
+        raise UsageError(f"{out} exists and is no {what}; it is not overwritten: give another {flag}")
 
 
 def headed(pattern: str) -> Callable[[Path], bool]:
@@ -184,7 +184,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
-        raise JobError(f"{path} is no file, and would be lost; give a file to write")
+        raise JobError(f"{path} is not a regular file and cannot be replaced; give the path of a file to write")
     scratch = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         yield scratch

@@ -10,13 +10,13 @@ The official test folder is left as it is, also where it is the whole source (--
 is pooled, files that show the same picture are merged, and about 12 % of the patients of each class are held out for
 validation. Files that cannot be used are listed, with the reason, in DATA_DIR/quarantine.csv, and so are films that are
 kept though they are refused where they are opened to be answered: blank, coloured or far too wide. Running it again
-gives the same splits. Prepared films are not replaced by some that are cited otherwise, that lack a split they have, or
-that come from another source in which none of them is.
+gives the same splits. Prepared films are never overwritten by films with another citation, by a set that lacks one of
+their splits, or by a source that has no film in common with them.
 
-Which films are of one patient is told by their names: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
+The names of films tell which of them are of one patient: person12_bacteria_3, person12_virus_7, IM-0115-0001 and
 NORMAL2-IM-0115-0001 (normal films alone), BACTERIA-12-3, VIRUS-12-3 and NORMAL-12-3 are of the patient whom all but the
-last number names. A film of any other name counts as of a patient of its own,
-but for films of one class that have the same name: they count as of one patient, wherever they lie.
+last number names. A film with any other name counts as a patient of its own, except that films of one class with the
+same name, in whatever folders, count as one patient.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def prepare(source: str, data_dir: Path, console: Console, whose: Mapping[str, s
     _report(sorted_films, folder, console)
     if source not in ("phantom", "download") and not whose:
         console.print(
-            f"Taken for films of the published dataset, licence {builder.LICENSE}; of others give --license and "
-            "--citation, which checkpoints, cards and the page repeat.",
+            f"Recorded as films of the published dataset, licence {builder.LICENSE}. If they are others, prepare them "
+            "with --license and --citation, which checkpoints, cards and the page repeat.",
             soft_wrap=True,
         )
     if source != "phantom":

@@ -111,8 +111,8 @@ def convolution(
 def batch_norm(train: bool, axis_name: str | None, **kwargs) -> functools.partial[jax.Array]:
     """BatchNorm over the device's share, or over the whole global batch where `axis_name` is given (SyncBN).
 
-    Statistics and the averages over them are float32 whatever the activations are. Whether they are used or made is
-    said in the call, where `norms_frozen` can have its word.
+    Statistics and the averages over them are float32 whatever the activations are. Whether they are used is an
+    argument of the call, so that `norms_frozen` can change it.
     """
     norm = nn.BatchNorm(momentum=0.9, epsilon=1e-5, axis_name=axis_name if train else None, **kwargs)
     return functools.partial(norm, use_running_average=not train)

@@ -56,7 +56,7 @@ class Raw(NamedTuple):
 
     @classmethod
     def joined(cls, asked: Iterable[tuple[np.ndarray, Raw]]) -> Raw:
-        """What `Predictor.ask` gave of one film or more, batch by batch, as of all at once."""
+        """Concatenates the batches that `Predictor.ask` yields; there is at least one."""
         return cast(Raw, jax.tree.map(lambda *of_batches: np.concatenate(of_batches), *(raw for _, raw in asked)))
 
 

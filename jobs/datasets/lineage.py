@@ -1,4 +1,4 @@
-"""Out of which films weights learnt, they and those that they were begun with."""
+"""Which films a network was trained on, including those of the networks that its weights came from."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def confidence(probabilities: np.ndarray, weights: np.ndarray) -> float:
     top = probabilities.max(axis=1)
     order = np.argsort(top)
     below = np.cumsum(weights[order]) / weights.sum()
-    first = int(np.searchsorted(below, UNDECIDED, side="right"))  # that is decided
+    first = int(np.searchsorted(below, UNDECIDED, side="right"))  # index of the first film that is decided
     # Halfway between films, or the last bit of a film's probability would decide about it.
     return float(top[order[max(0, first - 1) : first + 1]].mean())
 

@@ -90,7 +90,7 @@ class _Row(NamedTuple):
 
 
 def _row(cells: dict[str | None, Any], where: str) -> _Row:
-    """What a line says; ValueError where it cannot be meant, with the line and the cell."""
+    """What a line says; ValueError where it is invalid, with the line and the cell."""
     if any(cells.pop(None, [])):  # DictReader's place for what has no column
         raise ValueError(f"{where} has more cells than there are columns")
     if short := [name for name, cell in cells.items() if cell is None]:

@@ -74,9 +74,9 @@ def begin(
         console.print(journal.provenance(origin), soft_wrap=True)
         if lineage.unchecked(origin, facts):
             console.print(
-                "its weights learnt films that are cited as these are, and were prepared apart: whether they know some "
-                "that are held out here is not checked, and reports will say so; where the films are others, prepare "
-                "them with --citation",
+                "its weights were trained on a separately prepared dataset with the same citation: whether they have "
+                "seen films that are held out here is not checked, and reports will say so; if the films are others, "
+                "prepare them with --citation",
                 soft_wrap=True,
             )
         begun = steps.create_state(variables, compiled.phases[0].begin(variables["params"]))

@@ -121,7 +121,9 @@ def _value(text: str, field: str, default: Any) -> Any:
             return values
         return kind(text)
     except (ValueError, KeyError, SyntaxError, TypeError) as error:
-        raise UsageError(f"--grid has {field}={text}; {text!r} is no {kind.__name__} as {default!r} is") from error
+        raise UsageError(
+            f"--grid has {field}={text}; {text!r} is not a {kind.__name__} like the default, {default!r}"
+        ) from error
 
 
 def plan(config: ConfigDict, workdir: Path, grid: Mapping[str, Sequence[Any]]) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""SMOTE, by imbalanced-learn: films of the rarer classes are made up between like ones."""
+"""SMOTE, by imbalanced-learn: oversampling of the rarer classes by interpolation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobs import JobError
 
 
 def smote(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many films of every class as the commonest has; those added lie between neighbours of a class.
+    """Oversamples every class to the size of the largest, interpolating between neighbours of the same class.
 
     Chawla et al. 2002, section 4.2, on pixels: a point on the line from a film to one of its five nearest neighbours.
     Takes 8 bytes a pixel while it works: 3 GB for 7,000 films of 224 x 224.

@@ -155,7 +155,7 @@ def check(config: ConfigDict) -> None:
         if field not in fields and not field.startswith("model.options."):
             alike = difflib.get_close_matches(field, fields, 1)
             meant = f"did you mean {alike[0]}?" if alike else "configs/base.py has all there are"
-            raise UsageError(f"config.{name} is no field, and would change nothing; {meant}")
+            raise UsageError(f"config.{name} is not a field of the config; {meant}")
         if field in choices and value not in choices[field]:
             raise UsageError(f"config.{name} is {value!r}; known: {', '.join(choices[field])}")
         low, high = BOUNDS.get(field, (value, value))

@@ -37,9 +37,9 @@ class State(flax.struct.PyTreeNode):
 
 
 def begin_phase(state: State, trained: frozenset[str], opt_state: optax.OptState) -> State:
-    """The state, on the host, before the first step of a phase: what now rests is from here on what is served of it.
+    """The state, on the host, before the first step of a phase: what the phase freezes is set to its average.
 
-    Else a head would be trained on the last values of a backbone, and served with their average.
+    Otherwise a head would be trained on the raw values of a frozen backbone and served with their average.
     """
     moves = trainable.moving(state.variables, trained)
     moving, _ = trainable.split(state.variables, moves)

@@ -1,4 +1,4 @@
-"""What cannot be meant, in configs, data folders and run folders: one error, naming the value and the cure."""
+"""Invalid input, in configs, data folders and run folders: one error, naming the value and the cure."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ def test_a_field_that_there_is_not_is_told(phantom_data):
             within[name.split(".")[-1]] = 1.0
         with pytest.raises(UsageError) as error:
             check(made)
-        assert str(error.value) == f"config.{name} is no field, and would change nothing; {told}"
+        assert str(error.value) == f"config.{name} is not a field of the config; {told}"
 
 
 def test_every_number_of_a_config_is_bounded(phantom_data):
@@ -351,7 +351,10 @@ def test_a_link_stays_one_and_a_pipe_is_not_replaced(tmp_path):
         scratch.write_text("new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "new"
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(JobError, match="pipe is no file, and would be lost; give a file"), whole(tmp_path / "pipe"):
+    with (
+        pytest.raises(JobError, match="pipe is not a regular file and cannot be replaced; give the path"),
+        whole(tmp_path / "pipe"),
+    ):
         pass
     assert (tmp_path / "pipe").is_fifo()
 

@@ -221,7 +221,7 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
         assert result.returncode == 1 and problem in result.stderr and "Traceback" not in result.stderr
     (tmp_path / "notes.md").write_text("mine")
     result = job("card", "--checkpoint", reported, "--out", tmp_path / "notes.md")
-    assert result.returncode == 2 and "is there, and no model card; it is not replaced" in result.stderr
+    assert result.returncode == 2 and "exists and is no model card; it is not overwritten" in result.stderr
     assert (tmp_path / "notes.md").read_text() == "mine"
     older = measured | {"shortcuts": {key: value for key, value in measured["shortcuts"].items() if key != "alone"}}
     (tmp_path / "r/metrics.json").write_text(json.dumps(older))

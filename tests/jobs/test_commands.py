@@ -151,13 +151,13 @@ def test_prepare_prints_the_table_and_lists_what_was_set_aside(kaggle, tmp_path)
     assert "absent" in out and "The source has no test split" in out and "Set aside: 1 unreadable" in out
     put(tmp_path, "mine/quarantine.csv", b"my own list")
     result = job("prepare", "--source", kaggle, "--data_dir", tmp_path / "mine")
-    assert result.returncode == 2 and "quarantine.csv is there, and no table of this command" in result.stderr
+    assert result.returncode == 2 and "quarantine.csv exists and is no table of this command" in result.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["quarantine.csv"]
     rows = list(csv.DictReader((tmp_path / "data/quarantine.csv").open()))
     assert rows[0]["file"] == "train/NORMAL/IM-0990-0001.jpeg" and rows[0]["reason"] == "unreadable"
     again = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "data"))
     assert again == out
-    assert "Taken for films of the published dataset, licence CC BY 4.0; of others give --license" in out
+    assert "Recorded as films of the published dataset, licence CC BY 4.0. If they are others, prepare" in out
     whose = ("--license", "not public")
     out = done(job("prepare", "--source", kaggle, "--data_dir", tmp_path / "ours", *whose))
     assert "published" not in out
@@ -269,7 +269,7 @@ def test_evaluate_replaces_nothing_but_a_report(run, phantom_data, tmp_path, nam
     (tmp_path / name).write_text(text)
     (tmp_path / beside).touch()
     result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path)
-    assert result.returncode == 2 and f"{name} is there, and no {what} of a report" in result.stderr
+    assert result.returncode == 2 and f"{name} exists and is no {what} of a report" in result.stderr
     assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / name).read_text() == text
 
 
@@ -679,14 +679,14 @@ def test_predict_without_files_or_checkpoint(tmp_path):
     film = tmp_path / "film.png"
     film.write_bytes(jpeg(1))
     result = job("predict", "--out", film, ROOT / "README.md")
-    assert result.returncode == 2 and "is there, and no table of this command; it is not replaced" in result.stderr
+    assert result.returncode == 2 and "exists and is no table of this command; it is not overwritten" in result.stderr
     assert film.read_bytes() == jpeg(1)
     (tmp_path / "mine.csv").write_text("file,decision,normal,bacterial,viral,reason,my reading\n")
     result = job("predict", "--out", tmp_path / "mine.csv", ROOT / "README.md")
-    assert result.returncode == 2 and "is there, and no table of this command" in result.stderr
+    assert result.returncode == 2 and "exists and is no table of this command" in result.stderr
     (tmp_path / "empty.csv").write_bytes(b"")  # as mktemp leaves it
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "empty.csv", tmp_path)
-    assert result.returncode == 1 and "is not replaced" not in result.stderr
+    assert result.returncode == 1 and "not overwritten" not in result.stderr
     result = job("predict", "--checkpoint", tmp_path / "none", "--out", tmp_path / "p.csv", tmp_path)
     assert result.returncode == 1 and "python jobs/train.py" in result.stderr
     result = job("predict", "--out", tmp_path / "p.csv")
@@ -730,7 +730,7 @@ def test_preview_refuses_what_cannot_be_trained(run, phantom_data, tmp_path):
     Image.fromarray(draw(0).image).save(film)
     before = film.read_bytes()
     result = job(*tiny, "--out", film)
-    assert result.returncode == 2 and "film.png is there, and no contact sheet of this version" in result.stderr
+    assert result.returncode == 2 and "film.png exists and is no contact sheet of this version" in result.stderr
     assert film.read_bytes() == before
     (tmp_path / "folder.png").mkdir()
     result = job(*tiny, "--out", tmp_path / "folder.png")

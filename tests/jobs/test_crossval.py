@@ -290,7 +290,7 @@ def test_more_seeds_add_to_what_is_there_and_other_values_do_not_pass_for_it(pha
 def test_what_is_none_of_cross_validation_is_not_replaced(phantom_data, tmp_path):
     for name in crossval.FILES:
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UsageError, match=f"{name} is there, and no result of cross-validation; .* another --workd"):
+        with pytest.raises(UsageError, match=f"{name} exists and is no result of cross-validation; .* another --workd"):
             crossval.plan(tiny(phantom_data), tmp_path, FOLDS, 1)
         (tmp_path / name).unlink()
 

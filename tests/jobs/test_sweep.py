@@ -61,7 +61,7 @@ def test_fields_are_named_by_path_end_or_part():
         ("zzz=1", "--grid has 'zzz', which is no field; known: augment.blur_px, "),
         ("epochs=3,many", "--grid has epochs=many; 'many' is no int as 60 is"),
         ("epochs=1.5", "--grid has epochs=1.5; '1.5' is no int as 60 is"),
-        ("mixup=a", "--grid has mixup_alpha=a; 'a' is no float as 0.2 is"),
+        ("mixup=a", "--grid has mixup_alpha=a; 'a' is not a float like the default, 0.2"),
         ("resume=1", "--grid has resume=1; '1' is no bool as True is"),
         ("widths=8,16", "--grid has model.options.widths=8; '8' is no tuple as (4, 8) is"),
         ("widths=(8,a)", "'(8,a)' is no tuple as (4, 8) is"),
@@ -146,7 +146,7 @@ def test_a_table_that_is_none_of_a_sweep_is_not_replaced(tmp_path):
         (tmp_path / name).write_text(own)
         grid.plan(base.get_config(), tmp_path, {"epochs": [2]})
         (tmp_path / name).write_text("mine")
-        with pytest.raises(UsageError, match=f"{name} is there, and no table of a sweep; .* give another --workdir"):
+        with pytest.raises(UsageError, match=f"{name} exists and is no table of a sweep; .* give another --workdir"):
             grid.plan(base.get_config(), tmp_path, {"epochs": [2]})
         (tmp_path / name).unlink()
 

@@ -124,7 +124,7 @@ def test_the_readme_tells_the_figures_of_the_report(measured):
         )
     border = figure(views["border only"]["binary_auroc"])
     assert f"tells pneumonia from normal with an AUROC of {border}" in text
-    assert f"on the {measured['count']} validation films of {measured['patients']} children" in text
+    assert f"On the {measured['count']} validation films, of {measured['patients']} children" in text
     for what, values in figures.items():
         assert f"{what} | {', '.join(values)} |" in text, what
 
@@ -142,17 +142,17 @@ def test_the_readme_tells_which_films_are_answered_wrong():
     # Below 447 viral films may be mixed: "Films left out of training" in docs/experiments.md.
     low = ~odd & (written.labels == CLASSES.index("viral")) & (np.array(numbers) < 447)
     rest = ~odd & ~low
-    assert f"Of its {wrong.sum()} wrong answers {mixed.sum()} take bacterial for viral" in text
-    assert f"{(mixed & odd).sum()} on the {odd.sum()} films in ranges of patient numbers" in text
-    assert f"{(mixed & low).sum()} on the {low.sum()} other viral films of low numbers" in text
+    assert f"{mixed.sum()} of the {wrong.sum()} wrong answers confuse bacterial and viral" in text
+    assert f"{(mixed & odd).sum()} of them on the {odd.sum()} films in ranges of patient numbers" in text
+    assert f"{(mixed & low).sum()} on the {low.sum()} other viral films with low numbers" in text
     assert f"{(mixed & rest).sum()} on all the rest. On that rest, {rest.sum()} films" in text
     on_rest = written.labels[rest], written.probabilities[rest]
     figures = metrics.score(*on_rest)
     bounds = intervals.intervals(*on_rest, [one for one, kept in zip(written.patients, rest, strict=True) if kept])
     accuracy, macro_f1 = (_told(figures[name], bounds[name]) for name in ("accuracy", "macro_f1"))
-    assert f"three classes have {accuracy} and macro-F1 {macro_f1}" in text
+    assert f"the accuracy over three classes is {accuracy} and macro-F1 {macro_f1}" in text
     normal = written.labels == NORMAL
     children = len({patient for patient, one in zip(written.patients, normal, strict=True) if one})
     assert not wrong[normal].any()
-    assert f"No normal film was called ill, of {children} children; up to" in text
-    assert f"to {300 / children:.0f} % of other such children may be" in text
+    assert f"That no normal film of {children} children was called pneumonia" in text
+    assert f"for up to {300 / children:.0f} % among other such children" in text
