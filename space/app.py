@@ -125,6 +125,9 @@ def _lay_out(predictor: Predictor) -> None:
                     elem_id="method",
                 )
                 opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity of the maps", elem_id="opacity")
+                # Its number is empty while another one is being typed.
+                within = opacity.preprocess
+                opacity.preprocess = lambda payload: OPACITY if payload is None else within(payload)  # type: ignore[method-assign]
             with gr.Accordion("What this is", open=False):
                 gr.Markdown(words.about(predictor))
 

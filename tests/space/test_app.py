@@ -105,6 +105,13 @@ def test_one_film_alone_is_a_list_of_one_and_what_is_no_upload_is_told(client, f
             client.predict(sent, api_name="/predict")
 
 
+def test_the_number_of_the_opacity_may_be_empty_while_another_is_typed(bundle):
+    (slider,) = (one for one in app.build(bundle).blocks.values() if isinstance(one, gr.Slider))
+    assert [slider.preprocess(typed) for typed in (None, 0.3)] == [app.OPACITY, 0.3]
+    with pytest.raises(gr.Error, match="Value 7 is greater than maximum value 1"):
+        slider.preprocess(7)
+
+
 def test_the_only_endpoint_is_predict(client):
     endpoints = client.view_api(return_format="dict")
     assert list(endpoints["named_endpoints"]) == ["/predict"] and not endpoints["unnamed_endpoints"]
