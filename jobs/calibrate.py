@@ -3,16 +3,16 @@
     python jobs/calibrate.py --checkpoint runs/cnn
     python jobs/calibrate.py --checkpoint runs/cnn --prior 0.6,0.25,0.15
 
-On the validation films: the temperature that makes probabilities true; the operating points balanced, screening
+Fitted on the validation films: the temperature of the probabilities; the operating points balanced, screening
 (sensitivity at least .98) and specific (specificity at least .95), each the same as balanced where that already meets
-the bound; and the confidence below which an answer is *uncertain*. On the training films, and a random view of each as
-in training: what films look like, so that anything else is refused. Every command that is given the checkpoint then
-uses it; a calibration of other weights is refused.
+the bound; and the confidence below which an answer is *uncertain*. Fitted on the training films, and on one random view
+of each as in training: what films look like, so that anything else is refused. Every command that opens the checkpoint
+then uses the calibration; one that was fitted to other weights is refused.
 
-With --prior a bias a class is fitted as well, for a place where the classes are as common as stated: the probabilities,
-the confidence, and the figures that are written here are then those of such a place. The sensitivity and specificity of
-an operating point are those of any. What `evaluate.py` measures with these probabilities is of the split as it is; give
-it the --prevalence of the place, for PPV and NPV there.
+With --prior, one bias per class is fitted as well, for a place where the classes are as common as stated: the
+probabilities, the confidence and the figures that are written here are then those of such a place. The sensitivity and
+specificity of an operating point do not depend on it. What `evaluate.py` measures with these probabilities is of the
+split as it is; give it the --prevalence of the place, for PPV and NPV there.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
 
 Prints the differences (first minus second) with 95 % intervals over resampled patients, McNemar's test of whether they
 are right equally often, and DeLong's of whether their areas under the ROC curve, normal against pneumonia, are equal.
-An interval without 0 is a difference that the choice of patients does not explain, and is marked *. Where the two
-differ on fewer than six patients (in decisions, or for a figure of probabilities in those), that number is told
-instead: five may all agree by chance. Of films of fewer than six patients no interval is told. Of so many figures about
-one in twenty is marked where nothing differs, so choose the one to go by before you look.
+An interval that does not contain 0 is marked *: the choice of patients does not explain the difference. Where the two
+differ on fewer than six patients (in their decisions, or in their probabilities for figures of those), that number is
+shown instead of the mark: five may all point one way by chance. With fewer than six patients in all there are no
+intervals. About one figure in twenty is marked even where nothing differs, so choose the one to go by before you look.
 """
 
 from __future__ import annotations

@@ -3,17 +3,17 @@
     python jobs/evaluate.py --checkpoint runs/cnn --split validation --out runs/cnn/report
     python jobs/evaluate.py --checkpoint runs/cnn --split test --prevalence 0.2 --out report
 
-Every figure of films comes with its 95 % interval over 2,000 resamples of the patients. Where the checkpoint is
-calibrated (`python jobs/calibrate.py`), so are the probabilities, and its operating points, undecided and refused films
-are measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three probabilities, whether it
-is refused) and the plots confusion_matrix, roc, precision_recall, reliability, risk_coverage, class_distribution and
-heatmaps as PNG.
-On phantoms, which know where their lesions are, the share of heat maps that peak inside the lesion is reported too.
+Every figure of films comes with a 95 % interval over 2,000 resamples of the patients. Where the checkpoint is
+calibrated (`python jobs/calibrate.py`), the probabilities are calibrated, and the operating points, the uncertain and
+the refused films are measured, too. Written to OUT: metrics.json, predictions.csv (name, patient, label, three
+probabilities, whether it is refused) and the plots confusion_matrix, roc, precision_recall, reliability, risk_coverage,
+class_distribution and heatmaps as PNG. An older report in OUT is replaced.
+For phantoms, whose lesions are known, the share of heat maps that peak inside the lesion is reported, too.
 
 With --full, also: figures on shifted copies of the films (gamma, contrast, brightness, uneven exposure, detail,
 equalisation, collimation, crop, blur, JPEG, rotation), on their border or centre alone, mirrored, with four of those
-changes at once, by file series, brightness and size; how many pictures that are no upright chest films are refused; and
-whether the heat maps name what the model uses, follow the film, and depend on the model (shifts.png, maps.png).
+changes at once, by file series, brightness and size; how many pictures that are not upright chest films are refused;
+and whether the heat maps show what the model uses, move with the film, and depend on the model (shifts.png, maps.png).
 """
 
 from __future__ import annotations

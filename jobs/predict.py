@@ -2,10 +2,10 @@
 
     python jobs/predict.py --checkpoint space/checkpoint --out predictions.csv film.png more_films/
 
-Folders are walked, and every file in them but this table is a row: file, decision, normal, bacterial, viral, reason.
-A file that cannot be read, or is plainly no chest film, is a row with the decision `refused` and the reason; one that
-is unlike the training films is refused with the probabilities it would have had. Where no class is probable enough the
-decision is `uncertain`. Of a file of several pages the first is read. The exit code is 0 if any film was answered.
+Folders are walked, and every file in them except this table is a row: file, decision, normal, bacterial, viral, reason.
+A file that cannot be read, or is plainly not a chest film, has the decision `refused` and the reason; one that is
+unlike the training films is refused, with the probabilities it would have had. Where no class is probable enough the
+decision is `uncertain`. Only the first page of a file is read. The exit code is 0 if any film was answered.
 For education and research, never for diagnosis.
 """
 

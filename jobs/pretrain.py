@@ -3,12 +3,12 @@
     python jobs/pretrain.py --config configs/selfsup.py --workdir runs/selfsup
     python jobs/train.py --config configs/cnn.py --workdir runs/cnn_selfsup --config.init_from=runs/selfsup
 
-SimCLR (Chen et al. 2020): of each training film two augmented views are made, and the network learns to match
-the two among the views of the whole batch. The figures of an epoch are those of nearest neighbours: each held-out
-film is given the classes of the training films whose features are most like its own.
+SimCLR (Chen et al. 2020): two augmented views are made of each training film, and the network learns to match the two
+among the views of the whole batch. The figures of an epoch are those of nearest neighbours: each held-out film is given
+the classes of the training films whose features are most like its own.
 
-WORKDIR, resuming, signals and jobs of many processes are those of jobs/train.py, and so are the flags; what is trained
-here answers nothing by itself, it is for `--config.init_from` of jobs/train.py.
+WORKDIR, resuming, signals, jobs of many processes and the flags are those of jobs/train.py. The backbone that is
+trained here has no classifier and answers nothing by itself: it is for `--config.init_from` of jobs/train.py.
 """
 
 from __future__ import annotations
