@@ -193,7 +193,7 @@ def _train(
                 alone = jax.process_count() == 1
                 return signalled.name is not None if alone else writer.reached_preemption(first + taken)
 
-            skipped_before = epoch_steps * _epochs_skipped(history, epoch_steps)
+            skipped_before = history[-1].get("skipped_in_a_row", 0) if history else 0  # older runs did not log it
             skips = (skipped_before, config.max_skipped_steps)
             state, stopped = _epoch(phase.train_step, state, batches, losses, epoch_steps, *skips, advance, stop)
             if len(losses) == epoch_steps:
@@ -212,6 +212,7 @@ def _train(
                         "phase": compiled.phases.index(phase) + 1,
                         "learning_rate": float(phase.learning_rate(last_taken)) * scale,
                         "skipped_steps": skipped,
+                        "skipped_in_a_row": _in_a_row(losses, skipped_before),
                         "images_per_second": round(speed, 1),
                         "seconds": round(time.monotonic() - started, 2),
                     }
@@ -299,9 +300,7 @@ def _epoch(
     def note(step_metrics: dict[str, jax.Array]) -> None:
         losses.append(math.nan if step_metrics["skipped"] else float(step_metrics["loss"]))
         advance(len(losses))
-        skipped = len(list(itertools.takewhile(math.isnan, reversed(losses))))
-        if skipped == len(losses):
-            skipped += skipped_before
+        skipped = _in_a_row(losses, skipped_before)
         if skipped and skipped >= max_skipped:
             raise Diverged(f"{skipped} steps in a row gave no finite loss or gradient; {CURE}")
 
@@ -372,9 +371,10 @@ def _best(history: list[dict[str, Any]], scores: list[float]) -> dict[str, Any]:
     return max(zip(scores, history, strict=True), key=lambda pair: (pair[0], pair[1]["epoch"]))[1]
 
 
-def _epochs_skipped(history: list[dict[str, Any]], epoch_steps: int) -> int:
-    """How many epochs in a row, up to the last, took no step that was finite."""
-    return len(list(itertools.takewhile(lambda row: row["skipped_steps"] == epoch_steps, reversed(history))))
+def _in_a_row(losses: Sequence[float], before: int) -> int:
+    """How many steps up to the last of `losses`, which are NaN where a step was skipped, and `before` them were."""
+    skipped = len(list(itertools.takewhile(math.isnan, reversed(losses))))
+    return skipped + (before if skipped == len(losses) else 0)
 
 
 def score(row: dict[str, Any], metric: str) -> float:

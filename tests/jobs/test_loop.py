@@ -251,7 +251,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_it_had(phantom_data, tmp_path,
 
 
 def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tmp_path, monkeypatch):
-    real, spared = steps.make_train_step, 0
+    real, spared = steps.make_train_step, lambda step: False
 
     def poisoned(*args):
         step, taken = real(*args), []
@@ -259,7 +259,7 @@ def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tm
         def nan_step(state, data, indices):
             state, metrics = step(state, data, indices)
             taken.append(0)
-            if spared and len(taken) % spared == 0:
+            if spared(len(taken)):
                 return state, metrics
             return state, metrics | {"skipped": np.float32(1), "loss": np.float32("nan")}
 
@@ -268,7 +268,11 @@ def test_steps_in_a_row_are_counted_over_epochs_and_those_alone(phantom_data, tm
     monkeypatch.setattr(steps, "make_train_step", poisoned)
     with pytest.raises(loop.Diverged, match="^5 steps in a row"):
         train(config(phantom_data, epochs=3, max_skipped_steps=5), tmp_path / "all")  # of three steps an epoch
-    spared = 2
+    spared = lambda step: step not in (2, 3, 4)
+    with pytest.raises(loop.Diverged, match="^3 steps in a row"):
+        train(config(phantom_data, epochs=3, max_skipped_steps=3), tmp_path / "over the end")
+    assert log(tmp_path / "over the end")[0]["skipped_in_a_row"] == 2
+    spared = lambda step: step % 2 == 0
     train(config(phantom_data, epochs=3, max_skipped_steps=2), tmp_path / "every other")
     rows = log(tmp_path / "every other")
     assert [row["skipped_steps"] for row in rows] == [2, 1, 2]
