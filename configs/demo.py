@@ -1,7 +1,9 @@
 """A small CNN on the phantom set: what `make demo` trains, in minutes on two cores.
 
-python jobs/prepare.py --source phantom --data_dir data
-python jobs/train.py --config configs/demo.py --workdir runs/demo
+    python jobs/prepare.py --source phantom --data_dir data
+    python jobs/train.py --config configs/demo.py --workdir runs/demo
+
+Accuracy of normal against pneumonia .989 on the phantoms' test split (`make demo` at fa7576c).
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
 """ResNet50, frozen then fine-tuned: dense 512 and 128 with BatchNorm and dropout, L2, Adam 1e-4, 25 epochs at most.
 
-python jobs/train.py --config configs/seeds/frozen_resnet.py --workdir runs/frozen_resnet
-python jobs/train.py --config configs/seeds/frozen_resnet.py --workdir runs/frozen_smote --config.data.balance=smote
+    python jobs/train.py --config configs/seeds/frozen_resnet.py --workdir runs/frozen_resnet
+    python jobs/train.py --config configs/seeds/frozen_resnet.py --workdir runs/frozen_smote --config.data.balance=smote
 
 A fifth of the films is held out, by patient. Balanced by sampling, or by SMOTE (pip install -r requirements-smote.txt).
+
+Not measured here: it needs ImageNet's weights and a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,9 @@
 """A CNN from scratch: four blocks of two convolutions, a dense layer of 128, 15 epochs, reduce on plateau.
 
-python jobs/train.py --config configs/seeds/scratch_cnn.py --workdir runs/scratch_cnn
+    python jobs/train.py --config configs/seeds/scratch_cnn.py --workdir runs/scratch_cnn
+
+Accuracy over three classes .754 (.699 to .808) on the validation films, .708 on shifted copies of them
+(docs/experiments.md, "Recipes of earlier projects").
 """
 
 from ml_collections import ConfigDict

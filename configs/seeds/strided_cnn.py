@@ -1,6 +1,9 @@
 """A CNN from scratch whose convolutions stride instead of pooling, with zoom and rotation, 10 epochs.
 
-python jobs/train.py --config configs/seeds/strided_cnn.py --workdir runs/strided_cnn
+    python jobs/train.py --config configs/seeds/strided_cnn.py --workdir runs/strided_cnn
+
+Accuracy over three classes .757 (.703 to .811) on the validation films, .707 on shifted copies of them
+(docs/experiments.md, "Recipes of earlier projects").
 """
 
 from ml_collections import ConfigDict
