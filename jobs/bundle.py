@@ -66,11 +66,7 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             "says no more than it alone; give each --checkpoint once"
         )
     place = out.resolve()  # of a link what it leads to is replaced
-    beside = [path for path in place.parent.iterdir() if path != place] if place.parent.is_dir() else []
-    if checkpoint.claimed(place) or (
-        re.fullmatch(f"{checkpoint.MEMBER}[0-9]+", place.name)
-        and (checkpoint.steps(place.parent) or any(map(checkpoint.member_number, beside)))
-    ):
+    if checkpoint.claimed(place) or _is_member(place):
         raise JobError(f"{out} would become a part of another checkpoint; give another --out")
     # What is no part of a bundle was put there by somebody; it is not ours to replace.
     strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
@@ -109,6 +105,14 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
     if not (out / FILE).exists():
         why = f" ({sources[0] / FILE} is of the kernels before they were rounded)" if calibration else ""
         print(f"not calibrated{why}; next: {command('calibrate', '--checkpoint', out)}")
+
+
+def _is_member(place: Path) -> bool:
+    """Whether a folder would be a member of an ensemble, or hide the run that it lies in."""
+    if not re.fullmatch(f"{checkpoint.MEMBER}[0-9]+", place.name):
+        return False
+    others = (path for path in place.parent.glob(f"{checkpoint.MEMBER}*") if path != place)
+    return bool(checkpoint.steps(place.parent)) or any(map(checkpoint.member_number, others))
 
 
 def _calibrated(out: Path, weights: Sequence[str]) -> bool:

@@ -136,7 +136,7 @@ def changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
     new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
     old = flatten(meta["config"])
-    mode = "min" if config.select.metric in LOGGED_LOSSES else "max"  # which was a field, and is not any more
+    mode = "min" if config.select.metric in LOGGED_LOSSES else "max"  # once a field of its own
     if old.get("select.mode") == mode:
         del old["select.mode"]
     names = sorted(old.keys() | new.keys())
