@@ -18,10 +18,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 
+from model import checkpoint
 from model.layers import CONTRAST, LEVEL
 from model.vgg import GRID
 from model.weights import WeightsError
@@ -250,7 +250,7 @@ def convert(
     if architecture not in FORMATS:
         raise WeightsError(f"no weights are known for {architecture}; there are some for {', '.join(FORMATS)}")
     keys = _plain(arrays, architecture)
-    ours = _flat(variables)
+    ours = checkpoint.to_arrays(variables)
     layers: dict[str, list[str]] = {}
     for path in ours:
         layers.setdefault(_layer(path), []).append(path)
@@ -303,7 +303,7 @@ def convert(
         lines += [f"{kind} ({len(listed)}): {', '.join(listed)}" for kind, listed in kinds.items() if listed]
         raise WeightsError("\n".join(lines))
     new = [path.partition("/")[2] for path in ours if path.startswith("params/") and path not in filled]
-    tree = jax.tree_util.tree_map_with_path(lambda path, leaf: filled.get(_path(path), np.asarray(leaf)), variables)
+    tree = checkpoint.from_arrays(variables, ours | filled)
     return Converted(dict(tree), new, left_out, mean, std)
 
 
@@ -394,15 +394,6 @@ def _refused(array: np.ndarray, path: str) -> str:
     if path.endswith("/var") and (values < 0).any():
         return f"has a variance below 0: {values.min():g}"
     return ""
-
-
-def _path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"params", "batch_stats"} -> {"params/path/of/leaf": array}."""
-    return {_path(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
 
 
 def _layer(path: str) -> str:

@@ -128,7 +128,7 @@ def test_the_command_writes_a_page_and_a_picture(flawed, tmp_path):
     for name in ("audit.md", "audit.png"):
         (mine := tmp_path / name).write_text("# mine")
         result = job("audit", "--source", flawed, "--out", tmp_path)
-        assert result.returncode == 2 and f"{mine} is there, and no" in result.stderr and mine.read_text() == "# mine"
+        assert result.returncode == 2 and f"{mine} exists and is no" in result.stderr and mine.read_text() == "# mine"
         mine.unlink()
     result = job("audit", "--source", tmp_path / "absent")
     assert result.returncode == 1 and "absent" in result.stderr and "Traceback" not in result.stderr

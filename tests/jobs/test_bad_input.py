@@ -67,7 +67,8 @@ def test_numbers_out_of_bounds_name_the_value_and_the_bound(phantom_data, name):
         config_path.set_value(path, made, value)
         with pytest.raises(UsageError) as error:
             check(made)
-        assert str(error.value) == f"config.{path} is {value}; it must be from {low} to {high}"
+        bound = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
+        assert str(error.value) == f"config.{path} is {value}; it must be {bound}"
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_films_that_earlier_weights_may_know_are_not_said_to_be_held_out(phantom
     train(made(tmp_path / "data", ""), tmp_path / "first")
     for before, name, knows in (("first", "second", "may know"), ("second", "third", "knows")):
         printed = train(made(phantom_data, before), tmp_path / name)
-        assert "whether they know some that are held out here is not checked" in printed
+        assert "whether they have seen films that are held out here is not checked" in printed
         assert said(name) == report.UNCHECKED
         with pytest.raises(JobError, match=f"this run learns those of .* fold 0 of 2; it {knows} films that are"):
             train(made(phantom_data, before, **{"data.folds": 2}), tmp_path / "fold")
