@@ -106,7 +106,9 @@ def get_config() -> ConfigDict:
     config.ema_decay = 0.998  # of the parameters that are evaluated and served; 0: the raw ones
 
     config.select = ConfigDict()
-    config.select.metric = "val_loss"  # a val_ figure of log.jsonl: the best checkpoint, the plateau, the early stop
+    # A val_ figure of log.jsonl, for the best checkpoint, the plateau and the early stop; of val_loss and val_ece the
+    # lowest is the best, of the others the highest
+    config.select.metric = "val_loss"
     config.early_stopping_epochs = 0  # without a new best; 0: off
     config.max_skipped_steps = 20  # in a row whose loss or gradient is not finite; then training stops
     return config

@@ -4,7 +4,7 @@
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
     python jobs/bundle.py --checkpoint runs/a --checkpoint runs/b --checkpoint runs/c --out space/checkpoint
 
-It takes the best step by config.select.metric, or with --latest the newest, at the end of the schedule. Several
+It takes the best step by config.select.metric, or with --latest the newest. Several
 checkpoints make an ensemble, whose answer is the mean of its members'; calibrate it afterwards. Every --checkpoint of
 the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases
 and BatchNorm stay float32. Rounded kernels are other weights, to which the calibration of the run does not apply, so
@@ -66,8 +66,8 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
             "says no more than it alone; give each --checkpoint once"
         )
     place = out.resolve()  # of a link what it leads to is replaced
-    if checkpoint.claimed(place) or _is_member(place):
-        raise JobError(f"{out} would become a part of another checkpoint; give another --out")
+    if claimant := checkpoint.claimed(place) or _claimed_as_member(place):
+        raise JobError(f"{out} would become a part of the checkpoint in {claimant}; give another --out")
     # What is no part of a bundle was put there by somebody; it is not ours to replace.
     strangers = [entry.name for entry in out.iterdir() if not _is_ours(entry)] if out.exists() else []
     within = [source for source in sources if place in (source.resolve(), *source.resolve().parents)]
@@ -107,12 +107,13 @@ def bundle(sources: Sequence[Path], out: Path, latest: bool, dtype: str) -> None
         print(f"not calibrated{why}; next: {command('calibrate', '--checkpoint', out)}")
 
 
-def _is_member(place: Path) -> bool:
-    """Whether a folder would be a member of an ensemble, or hide the run that it lies in."""
-    if not re.fullmatch(f"{checkpoint.MEMBER}[0-9]+", place.name):
-        return False
+def _claimed_as_member(place: Path) -> Path | None:
+    """The ensemble of which a folder would be a member, or the run that it would hide."""
+    if not re.fullmatch(f"{checkpoint.MEMBER}[1-9][0-9]*", place.name):
+        return None
     others = (path for path in place.parent.glob(f"{checkpoint.MEMBER}*") if path != place)
-    return bool(checkpoint.steps(place.parent)) or any(map(checkpoint.member_number, others))
+    taken = checkpoint.holds_steps(place.parent) or any(map(checkpoint.member_number, others))
+    return place.parent if taken else None
 
 
 def _calibrated(out: Path, weights: Sequence[str]) -> bool:

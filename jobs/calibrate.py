@@ -36,7 +36,9 @@ from model.predictor import BATCH_SIZE, Predictor, Raw
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
-_PRIOR = flags.DEFINE_list("prior", None, "Shares of normal, bacterial and viral films, such as 0.6,0.25,0.15.")
+_PRIOR = flags.DEFINE_list(
+    "prior", None, "Shares of normal, bacterial and viral films, each at least 0.001, such as 0.6,0.25,0.15."
+)
 
 SHARE_MIN = 0.001  # of a class, in a prior
 
@@ -82,7 +84,7 @@ def calibrate(directory: Path, data_dir: Path, prior: tuple[float, ...] | None) 
                 "needed there: prepare a source that has two patients of each at least"
             )
     if (directory / FILE).is_dir():
-        raise JobError(f"{directory / FILE} is a folder, where the calibration is to be; remove it")
+        raise JobError(f"{directory / FILE} is a folder; the calibration is a file of that name: move the folder away")
     try:
         with tempfile.TemporaryFile(dir=directory):  # a place that cannot be is known before the work
             pass

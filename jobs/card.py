@@ -44,11 +44,11 @@ def main() -> None:
     check_replaceable(out, headed(cards.TITLE), "model card")
     try:
         text = cards.card(predictor, measured, folder)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError) as error:
         absent = isinstance(error, KeyError)
-        what = f"has no figure named {error}" if absent else f"has a figure that cannot be one ({error})"
+        what = f"has no figure named {error}" if absent else f"cannot be made into a card ({error})"
         raise JobError(
-            f"{folder} {what}: another version wrote it, or it is damaged; write it again: "
+            f"{folder} {what}: it is damaged, or another version wrote it; write it again: "
             f"{command('evaluate', '--checkpoint', directory, '--full', '--out', folder)}"
         ) from error
     with whole(out) as path:
@@ -63,8 +63,9 @@ def _report(predictor: Predictor, directory: Path, folders: list[Path]) -> tuple
       JobError: there is none, or it lacks what --full adds.
     """
     # Within a bundle a report would be served and shared with it.
-    usual = directory / "report" if (directory / "log.jsonl").exists() else DOCS
-    at = folders[0] if _REPORT.value and not folders[0].exists() else usual
+    at = folders[0] if (directory / "log.jsonl").exists() else folders[-1]
+    if _REPORT.value and at.is_file():
+        at = at.with_name(f"{at.name}-report")
     cure = command("evaluate", "--checkpoint", directory, "--full", "--out", at)
     problems = []
     assert predictor.calibration

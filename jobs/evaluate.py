@@ -66,7 +66,7 @@ def main() -> None:
     if measured["films_are"] == report.TRAINED_ON:
         print("The model was trained on films of this split, so these figures flatter it.")
     elif fitted_to == (split.facts["fingerprint"], _SPLIT.value):
-        print("The calibration and its thresholds were fitted to these films, which flatters what is said of them.")
+        print("The calibration and its thresholds were fitted to these films, so these figures are optimistic.")
     if measured["films_are"] not in (report.HELD_OUT, report.TRAINED_ON):
         print(f"These films are {measured['films_are']}: where the model has seen them, the figures flatter it.")
     if unnamed := sum(not films.named(patient) for patient in split.patients):
@@ -89,7 +89,7 @@ def main() -> None:
     if widthless(measured):
         print(f"\n{NO_WIDTH}\n")
     if replaced:
-        print(f"in place of the report that was there, of {replaced}:")
+        print(f"replaced the older report ({replaced}) with:")
     print("\n".join(f"  {path}" for path in written))
 
 

@@ -67,7 +67,7 @@ def export(directory: Path, kind: str, out: Path) -> None:
     if out.exists():
         raise JobError(f"{out} is there already; remove it, or give another --out")
     if within := checkpoint.claimed(out):
-        raise JobError(f"{out} is within a step of {within}; give another --out")
+        raise JobError(f"{out} is inside the checkpoint {within}, in the place of its steps; give another --out")
     absent = [name for name in ("onnx", "onnxruntime") if kind == "onnx" and not importlib.util.find_spec(name)]
     if absent:
         raise JobError(f"{' and '.join(absent)} not installed; pip install -r requirements-export.txt")

@@ -263,13 +263,20 @@ def steps(directory: Path) -> list[int]:
         raise CheckpointError(f"{directory} cannot be read ({error.strerror}); mend its permissions") from error
 
 
+def holds_steps(directory: Path) -> bool:
+    """Whether a folder holds steps that were saved, not just folders named by numbers."""
+    try:
+        named = [entry for entry in directory.iterdir() if is_step(entry.name)]
+    except OSError:  # it is not there, or may not be read: no checkpoint that could be opened
+        return False
+    return any(os.path.isdir(entry / "meta") for entry in named)  # noqa: PTH112  (is_dir raises where it may not look)
+
+
 def claimed(place: Path) -> Path | None:
     """The run or bundle of which `place` is a step, or would be taken for one, or in a step of which it lies."""
     place = place.resolve()
-    for folder in (place, *place.parents):
-        if is_step(folder.name) and any((folder.parent / str(step) / "meta").is_dir() for step in steps(folder.parent)):
-            return folder.parent
-    return None
+    above = (folder.parent for folder in (place, *place.parents) if is_step(folder.name))
+    return next(filter(holds_steps, above), None)
 
 
 def load(directory: Path, which: Literal["best", "latest"] = "best", train: bool = False) -> Checkpoint:
@@ -310,7 +317,7 @@ def member_folders(directory: Path) -> list[Path]:
       CheckpointError: a member is missing, or there are steps beside them.
     """
     found = {number: path for path in Path(directory).glob(f"{MEMBER}*") if (number := member_number(path))}
-    if found and steps(directory):
+    if found and holds_steps(Path(directory)):
         raise CheckpointError(
             f"{directory} holds a checkpoint of its own and {MEMBER}{min(found)}; which of them is meant is not known: "
             "move one elsewhere"

@@ -87,9 +87,10 @@ class Predictor:
         ):
             for number, meta in enumerate(self.metas, 1):
                 if of(meta) != wanted:
-                    which = f"network {number} of {len(self.metas)}: its" if len(self.metas) > 1 else "its"
                     cure = "; leave it out, or train it as the first was" if number > 1 else ""
-                    raise checkpoint.CheckpointError(f"{which} {what} is {of(meta)}; {wanted} is needed{cure}")
+                    raise checkpoint.CheckpointError(
+                        f"network {number} of {len(self.metas)}: {what} {of(meta)}, where {wanted} is needed{cure}"
+                    )
         self.storage_size: int = self.meta["storage_size"]
         self.members = tuple(map(_member, self.metas))
         self.variables = jax.device_put(

@@ -2,7 +2,7 @@
 
     python jobs/train.py --config configs/seeds/strided_cnn.py --workdir runs/strided_cnn
 
-Accuracy over three classes .757 (.703 to .811) on the validation films, .707 on shifted copies of them
+Accuracy over three classes .757 (.703 to .811) on the validation films, .703 on shifted copies of them
 (docs/experiments.md, "Recipes of earlier projects").
 """
 

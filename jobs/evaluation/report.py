@@ -30,7 +30,7 @@ PLOTS = (
     *("confusion_matrix.png", "roc.png", "precision_recall.png", "reliability.png", "risk_coverage.png"),
     *("class_distribution.png", "heatmaps.png", *OF_FULL),
 )
-FILES = ("metrics.json", "predictions.csv", *PLOTS)
+FILES = ("metrics.json", *PLOTS, "predictions.csv")  # in the order that they are moved away
 CASES_SHOWN = 6  # right ones, and as many wrong ones
 
 
@@ -148,7 +148,8 @@ def write(
 def _take_place(new: Path, names: Sequence[str], out: Path) -> None:
     """Moves the files of a report to `out`; those of an older one there are back where that fails.
 
-    What is in the folder belongs together: metrics.json, the last of `names`, goes first and comes back last.
+    What is in the folder belongs together: metrics.json, the last of `names`, goes first and comes back last. The table
+    goes last and comes back first, since by it pictures are known as those of a report.
     """
     older = new / "older"
     older.mkdir()
@@ -162,8 +163,9 @@ def _take_place(new: Path, names: Sequence[str], out: Path) -> None:
     except BaseException:
         for path in placed:
             path.unlink()
-        for path in older.iterdir():
-            path.replace(out / path.name)
+        for name in reversed(FILES):
+            if (older / name).exists():
+                (older / name).replace(out / name)
         raise
 
 
@@ -172,7 +174,7 @@ def told(out: Path) -> str:
     try:
         measured = json.loads((out / "metrics.json").read_text())
         steps = ", ".join(map(str, measured["checkpoint"]["steps"]))
-        return f"step {steps} on {measured['split']}{', with --full' if 'shifts' in measured else ''}"
+        return f"step {steps}; {measured['split']}{'; --full' if 'shifts' in measured else ''}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -180,7 +182,7 @@ def told(out: Path) -> str:
 def _check_replaceable(out: Path) -> None:
     """Raises UsageError where a file of `out` that a report would replace is of none, or `out` is for checkpoints."""
     if within := checkpoint.claimed(out):
-        raise UsageError(f"{out} is of the checkpoint in {within}, whose steps alone go there; give another --out")
+        raise UsageError(f"{out} is inside the checkpoint {within}, in the place of its steps; give another --out")
     for name in FILES:
         if (out / name).is_dir():
             raise UsageError(f"{out / name} is a folder, where a report has a file; give another --out")

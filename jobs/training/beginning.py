@@ -136,9 +136,8 @@ def changes(config: ConfigDict, meta: dict[str, Any]) -> dict[str, str]:
     """The fields in which `config` is not that of the checkpoint, each with what it says of it."""
     new = flatten(json.loads(json.dumps(plain(config))))  # tuples as lists
     old = flatten(meta["config"])
-    mode = "min" if config.select.metric in LOGGED_LOSSES else "max"  # once a field of its own
-    if old.get("select.mode") == mode:
-        del old["select.mode"]
+    if "select.mode" in old:  # once a field of its own
+        new["select.mode"] = "min" if config.select.metric in LOGGED_LOSSES else "max"
     names = sorted(old.keys() | new.keys())
     pairs = {name: [fields.get(name, ABSENT.get(name)) for fields in (old, new)] for name in names}
     return {name: f"{name}: {one!r} -> {other!r}" for name, (one, other) in pairs.items() if one != other}

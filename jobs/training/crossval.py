@@ -18,7 +18,7 @@ from jobs.datasets import films
 from jobs.evaluation import intervals, metrics, predictions, tables
 from jobs.training.plan import FIGURES
 from jobs.training.runs import Run
-from model.checkpoint import MEMBER, steps
+from model.checkpoint import MEMBER, holds_steps
 from model.predictor import Predictor, Raw
 
 FILES = ("crossval.md", "crossval.json", "predictions.csv")
@@ -42,7 +42,7 @@ def plan(config: ConfigDict, workdir: Path, folds: int, seeds: int) -> list[Run]
         )
     if config.data.folds:
         raise UsageError(f"config.data.folds is {config.data.folds}; leave it at 0 and give --folds")
-    if steps(workdir):
+    if holds_steps(workdir):
         raise UsageError(f"{workdir} holds a run, which its members would hide; give another --workdir")
     if not any(workdir.glob(f"{MEMBER}*")):
         for name in FILES:

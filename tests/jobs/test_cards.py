@@ -226,12 +226,14 @@ def test_no_card_without_calibration_report_or_these_weights(run, reported, tmp_
     older = measured | {"shortcuts": {key: value for key, value in measured["shortcuts"].items() if key != "alone"}}
     (tmp_path / "r/metrics.json").write_text(json.dumps(older))
     result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
-    assert result.returncode == 1 and "r has no figure named 'alone': another version wrote it" in result.stderr
+    assert (
+        result.returncode == 1 and "r has no figure named 'alone': it is damaged, or another version" in result.stderr
+    )
     as_it_is = measured["shifts"]["as it is"] | {"accuracy": None}
     damaged = measured | {"shifts": measured["shifts"] | {"as it is": as_it_is}}
     (tmp_path / "r/metrics.json").write_text(json.dumps(damaged))
     result = job("card", "--checkpoint", other, "--report", tmp_path / "r")
-    assert result.returncode == 1 and "has a figure that cannot be one ('NoneType'" in result.stderr
+    assert result.returncode == 1 and "cannot be made into a card ('NoneType'" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (other / "MODEL_CARD.md").exists()
 

@@ -303,9 +303,9 @@ def test_evaluate_says_which_split_is_absent(run, tmp_path):
 
 def test_a_report_takes_the_place_of_another_whole_or_not_at_all(run, phantom_data, tmp_path):
     arguments = ("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", tmp_path / "out")
-    assert "in place of" not in done(job(*arguments, "--split", "test"))
+    assert "replaced the older" not in done(job(*arguments, "--split", "test"))
     said = done(job(*arguments))
-    assert f"in place of the report that was there, of step {checkpoint.load(run).step} on test:" in said
+    assert f"replaced the older report (step {checkpoint.load(run).step}; test) with:" in said
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "new").mkdir()
     for name in ("predictions.csv", "roc.png", "maps.png"):
@@ -328,13 +328,24 @@ def test_nothing_but_steps_goes_where_a_checkpoint_has_its_steps(run, phantom_da
     before = sorted(tmp_path.rglob("*"))
     for out in (tmp_path / f"run/{step}", tmp_path / f"run/{step}/report", tmp_path / "run/99"):
         result = job("evaluate", "--checkpoint", run, "--data_dir", phantom_data, "--out", out)
-        assert result.returncode == 2 and f"is of the checkpoint in {tmp_path / 'run'}, whose steps" in result.stderr
+        assert (
+            result.returncode == 2
+            and f"{out} is inside the checkpoint {tmp_path / 'run'}, in the place of its" in result.stderr
+        )
         result = job("bundle", "--checkpoint", run, "--out", out)
-        assert result.returncode == 1 and f"{out} would become a part of another checkpoint" in result.stderr
+        assert (
+            result.returncode == 1
+            and f"{out} would become a part of the checkpoint in {tmp_path / 'run'};" in result.stderr
+        )
     for name in ("run/member-1", "ensemble/member-1", "ensemble/member-3"):
         result = job("bundle", "--checkpoint", run, "--out", tmp_path / name)
-        assert result.returncode == 1 and f"{name} would become a part of another checkpoint" in result.stderr
+        assert (
+            result.returncode == 1
+            and f"{name} would become a part of the checkpoint in {(tmp_path / name).parent};" in result.stderr
+        )
     assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "2026/1").mkdir(parents=True)  # folders named by numbers are no steps
+    done(job("bundle", "--checkpoint", run, "--out", tmp_path / "2026/2"))
 
 
 def test_a_shorter_report_leaves_no_plot_of_a_longer_one(run, phantom_data, tmp_path):
@@ -399,7 +410,7 @@ def test_calibrate_writes_what_evaluate_then_measures(calibrated, phantom_data, 
         assert measured["calibration"]["before"][name] == pytest.approx(fitted["facts"]["before"][name], abs=1e-6)
         assert measured[name] == pytest.approx(fitted["facts"]["after"][name], abs=1e-6)
     assert measured["log_loss"] <= measured["calibration"]["before"]["log_loss"]
-    assert "The calibration and its thresholds were fitted to these films, which flatters what is said" in out
+    assert "The calibration and its thresholds were fitted to these films, so these figures are opt" in out
     low, high = measured["calibration"]["intervals"]["before"]["log_loss"]
     assert low < measured["calibration"]["before"]["log_loss"] < high
     assert f"log loss  {measured['calibration']['before']['log_loss']:.4f} ({low:.4f} to {high:.4f})" in out
@@ -455,7 +466,10 @@ def test_a_folder_in_the_place_of_a_calibration_is_known_before_the_work(run, ph
     )
     words = [sys.executable, "-c", program, "--checkpoint", tmp_path / "run", "--data_dir", phantom_data]
     result = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and "calibration.json is a folder, where the calibration is to be" in result.stderr
+    assert (
+        result.returncode == 1
+        and "calibration.json is a folder; the calibration is a file of that name" in result.stderr
+    )
 
 
 def test_rounded_kernels_are_calibrated_themselves(calibrated, phantom_data, tmp_path):
@@ -559,9 +573,7 @@ def test_networks_of_different_data_are_not_bundled(run, tmp_path):
     with checkpoint.Writer(tmp_path / "other") as writer:
         writer.save(1, best.variables, other, score=0.5)
     result = job("bundle", "--checkpoint", run, "--checkpoint", tmp_path / "other", "--out", tmp_path / "out")
-    assert (
-        result.returncode == 1 and "network 2 of 2: its dataset is phantom (111111111111); phantom (" in result.stderr
-    )
+    assert result.returncode == 1 and "network 2 of 2: dataset phantom (111111111111), where phantom (" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -260,7 +260,7 @@ def test_nothing_is_overwritten(run, tmp_path):
         export.export(run, "safetensors", tmp_path / "w.safetensors")
     assert (tmp_path / "w.safetensors").read_text() == "years of work"
     inside = run / str(checkpoint.load(run).step) / "w.safetensors"
-    with pytest.raises(JobError, match=r"w\.safetensors is within a step of .*; give another --out"):
+    with pytest.raises(JobError, match=r"w\.safetensors is inside the checkpoint .*, in the place of its steps; give"):
         export.export(run, "safetensors", inside)
     assert not inside.exists()
 

@@ -165,6 +165,9 @@ def test_members_are_taken_by_number_and_all_of_them(tmp_path):
     (tmp_path / "member-3").rename(tmp_path / "elsewhere")
     with pytest.raises(checkpoint.CheckpointError, match="holds member-11, but no member-3: "):
         checkpoint.member_folders(tmp_path)
+    (tmp_path / "member-3").mkdir()
     (tmp_path / "7").mkdir()
+    assert len(checkpoint.member_folders(tmp_path)) == 11
+    (tmp_path / "7/meta").mkdir()
     with pytest.raises(checkpoint.CheckpointError, match="holds a checkpoint of its own and member-1; which of them"):
         checkpoint.member_folders(tmp_path)

@@ -100,7 +100,7 @@ def test_another_order_of_classes_is_refused(tmp_path):
     save(tmp_path, classes=["bacterial", "normal", "viral"])
     with pytest.raises(
         checkpoint.CheckpointError,
-        match="order of classes is .'bacterial', 'normal', 'viral'.; .'normal', 'bacterial', 'viral'. is needed",
+        match="order of classes .'bacterial', 'normal', 'viral'., where .'normal', 'bacterial', 'viral'. is needed",
     ):
         Predictor.open(tmp_path)
 
@@ -441,13 +441,13 @@ def test_an_ensemble_answers_with_the_mean(run, tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"dataset": META["dataset"] | {"fingerprint": "1" * 64}}, r"dataset is .*1111.*; .*0000.* is needed"),
-        ({"storage_size": 2 * META["storage_size"]}, rf"storage size is \d+; {META['storage_size']} is needed"),
+        ({"dataset": META["dataset"] | {"fingerprint": "1" * 64}}, r"dataset .*1111.*, where .*0000.* is needed"),
+        ({"storage_size": 2 * META["storage_size"]}, rf"storage size \d+, where {META['storage_size']} is needed"),
     ],
 )
 def test_members_of_different_data_are_no_ensemble(run, tmp_path, other, message):
     for number, change in ((1, {}), (2, other)):
         with checkpoint.Writer(tmp_path / f"member-{number}") as writer:
             writer.save(number, run[1], META | change, score=0.5)
-    with pytest.raises(checkpoint.CheckpointError, match=f"network 2 of 2: its {message}; leave it out"):
+    with pytest.raises(checkpoint.CheckpointError, match=f"network 2 of 2: {message}; leave it out"):
         Predictor.open(tmp_path)

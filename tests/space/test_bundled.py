@@ -124,7 +124,8 @@ def test_the_readme_tells_the_figures_of_the_report(measured):
         )
     border = figure(views["border only"]["binary_auroc"])
     assert f"tells pneumonia from normal with an AUROC of {border}" in text
-    assert f"On the {measured['count']} validation films, of {measured['patients']} children" in text
+    films, children = measured["count"], measured["patients"]
+    assert f"On the {films} validation films ({children} children, none of them in the training set)" in text
     for what, values in figures.items():
         assert f"{what} | {', '.join(values)} |" in text, what
 
