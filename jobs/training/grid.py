@@ -122,7 +122,7 @@ def _value(text: str, field: str, default: Any) -> Any:
         return kind(text)
     except (ValueError, KeyError, SyntaxError, TypeError) as error:
         raise UsageError(
-            f"--grid has {field}={text}; {text!r} is not a {kind.__name__} like the default, {default!r}"
+            f"--grid has {field}={text}; {text!r} is not of type {kind.__name__}, like the default {default!r}"
         ) from error
 
 
