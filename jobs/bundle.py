@@ -4,11 +4,11 @@
     python jobs/bundle.py --checkpoint runs/cnn --out space/checkpoint --dtype bfloat16
     python jobs/bundle.py --checkpoint runs/a --checkpoint runs/b --checkpoint runs/c --out space/checkpoint
 
-It takes the best step by config.select.metric, or with --latest the newest. Several
-checkpoints make an ensemble, whose answer is the mean of its members'; calibrate it afterwards. Every --checkpoint of
-the other commands takes such a copy as well as a run directory. With bfloat16 the kernels take half the room; biases
-and BatchNorm stay float32. Rounded kernels are other weights, to which the calibration of the run does not apply, so
-calibrate the copy; bundling the same weights into the same place again keeps the calibration that is there.
+It takes the best step by config.select.metric, or with --latest the newest. Several checkpoints make an ensemble, whose
+answer is the mean of its members'; calibrate it afterwards. Every --checkpoint of the other commands takes such a copy
+as well as a run directory. With bfloat16 the kernels take half the room; biases and BatchNorm stay float32. Rounded
+kernels are other weights, to which the calibration of the run does not apply, so calibrate the copy; bundling the same
+weights into the same place again keeps the calibration that is there.
 """
 
 from __future__ import annotations

@@ -36,11 +36,10 @@ from model.predictor import BATCH_SIZE, Predictor, Raw
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory or a bundle.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where `python jobs/prepare.py --data_dir` wrote.")
-_PRIOR = flags.DEFINE_list(
-    "prior", None, "Shares of normal, bacterial and viral films, each at least 0.001, such as 0.6,0.25,0.15."
-)
-
 SHARE_MIN = 0.001  # of a class, in a prior
+_PRIOR = flags.DEFINE_list(
+    "prior", None, f"Shares of normal, bacterial and viral films, each at least {SHARE_MIN}, such as 0.6,0.25,0.15."
+)
 
 
 def main() -> None:
